@@ -1,0 +1,64 @@
+--[[
+events/accept: put events of strangers on the stream, each id once.
+
+Who posts over HTTP may post again, to another instance, when an answer was lost; so the ids are remembered.
+
+KEYS
+  stream         stream  entries of up to 100 events: id -> payload
+  ledger         hash    accepted, applied, dead, dropped: how many events, ever
+  seen_now       set     ids accepted in this generation
+  seen_before    set     in the one before
+  seen_next      set     in the next: another instance's clock may be a little ahead
+
+ARGV
+  max_entries    int     stream entries kept; beyond, the oldest are dropped and counted
+  keep_ms        int ms  how long a generation is remembered after its first id
+  events...      string  pairs (id, payload), at most 100
+
+RETURNS {accepted, duplicates, dropped}
+  accepted       int     events that are new
+  duplicates     int     events that were here already
+  dropped        int     events that had to make room
+
+COMPLEXITY  O(events + dropped)
+ATOMICITY   one slot
+EXPIRY      a generation of ids keep_ms after its first; the stream is bounded by max_entries
+RETRY       safe
+]]
+local stream = KEYS[1]
+local ledger = KEYS[2]
+local seen_now = KEYS[3]
+local seen_before = KEYS[4]
+local seen_next = KEYS[5]
+local max_entries = tonumber(ARGV[1])
+local keep_ms = tonumber(ARGV[2])
+
+local entry, duplicates = {}, 0
+for at = 3, #ARGV, 2 do
+  local id = ARGV[at]
+  local known = redis.call('SISMEMBER', seen_before, id) + redis.call('SISMEMBER', seen_next, id)
+  if known == 0 and redis.call('SADD', seen_now, id) == 1 then
+    entry[#entry + 1] = id
+    entry[#entry + 1] = ARGV[at + 1]
+  else
+    duplicates = duplicates + 1
+  end
+end
+if #entry == 0 then
+  return {0, duplicates, 0}
+end
+
+redis.call('PEXPIRE', seen_now, keep_ms, 'NX')
+redis.call('XADD', stream, '*', unpack(entry))
+redis.call('HINCRBY', ledger, 'accepted', #entry / 2)
+
+local dropped = 0
+local excess = redis.call('XLEN', stream) - max_entries
+if excess > 0 then
+  for _, oldest in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', math.min(excess, 10))) do
+    dropped = dropped + #oldest[2] / 2
+    redis.call('XDEL', stream, oldest[1])
+  end
+  redis.call('HINCRBY', ledger, 'dropped', dropped)
+end
+return {#entry / 2, duplicates, dropped}

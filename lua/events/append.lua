@@ -1,0 +1,53 @@
+--[[
+events/append: put one writer's batch of events on the stream, exactly once.
+
+The same contract as metrics/flush: a batch counts iff its number is the writer's watermark + 1.
+
+KEYS
+  watermark      string  the last batch of this writer that was appended
+  stream         stream  entries of up to 100 events: id -> payload
+  ledger         hash    accepted, applied, dead, dropped: how many events, ever
+
+ARGV
+  batch          int     1, 2, 3 …
+  max_entries    int     stream entries kept; beyond, the oldest are dropped and counted
+  events...      string  pairs (id, payload), at most 100
+
+RETURNS {verdict, watermark, dropped}
+  verdict        0 | 1 | 2   0 duplicate, 1 appended, 2 gap
+  watermark      int     the last batch that is appended now
+  dropped        int     events that had to make room
+
+COMPLEXITY  O(events + dropped)
+ATOMICITY   one slot; the watermark moves with the data
+EXPIRY      the watermark a day after the last batch; the stream is bounded by max_entries
+RETRY       safe
+]]
+local watermark = KEYS[1]
+local stream = KEYS[2]
+local ledger = KEYS[3]
+local batch = tonumber(ARGV[1])
+local max_entries = tonumber(ARGV[2])
+
+local last = tonumber(redis.call('GET', watermark) or 0)
+if batch <= last then
+  return {0, last, 0}
+end
+if batch > last + 1 then
+  return {2, last, 0}
+end
+
+redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 86400000)
+redis.call('XADD', stream, '*', unpack(ARGV, 3))
+redis.call('HINCRBY', ledger, 'accepted', (#ARGV - 2) / 2)
+
+local dropped = 0
+local excess = redis.call('XLEN', stream) - max_entries
+if excess > 0 then
+  for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', math.min(excess, 10))) do
+    dropped = dropped + #entry[2] / 2
+    redis.call('XDEL', stream, entry[1])
+  end
+  redis.call('HINCRBY', ledger, 'dropped', dropped)
+end
+return {1, batch, dropped}

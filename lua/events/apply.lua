@@ -1,0 +1,81 @@
+--[[
+events/apply: add what a run of events means, bury what cannot be read, and move the partition's offset past them.
+
+Nothing happens unless the offset is where the worker read from: a worker that lost its lease, or was stopped and woke up, is
+refused by this comparison alone. Offset, data and trimming are one step, so a failover rolls them back together.
+
+KEYS
+  stream         stream  what is being worked off
+  offset         string  the last entry that was applied; absent = none yet
+  ledger         hash    accepted, applied, dead, dropped: how many events, ever
+  dead           stream  events that could not be applied: id, payload, reason
+  names          hash    metric -> JSON of its definition
+  targets...     hash    per delta group two: a metric's lifetime totals, and one of its 10 s windows
+
+ARGV
+  read_from      string  the offset that the worker read from; "0-0" = the beginning
+  to             string  the last entry it read
+  trim_to        string  the first entry id that stays
+  applied        int     events that the deltas stand for
+  keep_ms        int ms  how long a window is kept
+  max_dead       int     buried events kept
+  buried         int     how many triples follow
+  deltas...      string  triples (id, payload, reason); then per group: metric, definition, how many pairs, pairs (field, int)
+
+RETURNS {done, offset, refused}
+  done           0 | 1   0: somebody else was here, nothing was changed
+  offset         string  where the partition stands now
+  refused        int     additions that the store refused, each by itself
+
+COMPLEXITY  O(pairs + buried + trimmed)
+ATOMICITY   one slot
+EXPIRY      windows keep_ms after their first write; the rest stays, bounded
+RETRY       safe (the second time the offset has moved)
+]]
+local stream = KEYS[1]
+local offset = KEYS[2]
+local ledger = KEYS[3]
+local dead = KEYS[4]
+local names = KEYS[5]
+local read_from = ARGV[1]
+local to = ARGV[2]
+local trim_to = ARGV[3]
+local applied = tonumber(ARGV[4])
+local keep_ms = tonumber(ARGV[5])
+local max_dead = tonumber(ARGV[6])
+local buried = tonumber(ARGV[7])
+
+local stands_at = redis.call('GET', offset) or '0-0'
+if stands_at ~= read_from then
+  return {0, stands_at, 0}
+end
+
+local at = 8
+for _ = 1, buried do
+  redis.call('XADD', dead, 'MAXLEN', '~', max_dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
+  at = at + 3
+end
+
+local refused = 0
+for target = 6, #KEYS, 2 do
+  local total, window = KEYS[target], KEYS[target + 1]
+  redis.call('HSETNX', names, ARGV[at], ARGV[at + 1])
+  local pairs_left = tonumber(ARGV[at + 2])
+  at = at + 3
+  for _ = 1, pairs_left do
+    for _, key in ipairs({total, window}) do
+      local added = redis.pcall('HINCRBY', key, ARGV[at], ARGV[at + 1])
+      if type(added) == 'table' and added.err then
+        refused = refused + 1
+      end
+    end
+    at = at + 2
+  end
+  redis.call('PEXPIRE', window, keep_ms, 'NX')
+end
+
+redis.call('HINCRBY', ledger, 'applied', applied)
+redis.call('HINCRBY', ledger, 'dead', buried)
+redis.call('SET', offset, to)
+redis.call('XTRIM', stream, 'MINID', trim_to)
+return {1, to, refused}

@@ -1,0 +1,63 @@
+"""Observatory: a fleet of asyncio LLM applications acts as one, through the Redis it already has."""
+
+from .client import Health, Observatory
+from .errors import (
+    BudgetExceeded,
+    CacheError,
+    ConfigurationError,
+    InvalidArgument,
+    NotEncodable,
+    NotFound,
+    NotOpen,
+    ObservatoryError,
+    PayloadTooLarge,
+    RateLimitExceeded,
+    StoreError,
+    StoreMisconfigured,
+    StoreUnavailable,
+    UnknownLimit,
+    ValueTooLarge,
+)
+from .features.cache import Cache
+from .features.metrics import Counter, Gauge, Histogram, Metrics
+from .features.rate_limiter import Decision, Limit, RateLimiter
+from .features.retry import Retry
+from .llm import Usage
+from .logs import Logger
+from .names import Metric
+from .settings import Settings
+from .version import __version__
+
+__all__ = [
+    "BudgetExceeded",
+    "Cache",
+    "CacheError",
+    "ConfigurationError",
+    "Counter",
+    "Decision",
+    "Gauge",
+    "Health",
+    "Histogram",
+    "InvalidArgument",
+    "Limit",
+    "Logger",
+    "Metric",
+    "Metrics",
+    "NotEncodable",
+    "NotFound",
+    "NotOpen",
+    "Observatory",
+    "ObservatoryError",
+    "PayloadTooLarge",
+    "RateLimitExceeded",
+    "RateLimiter",
+    "Retry",
+    "Settings",
+    "StoreError",
+    "StoreMisconfigured",
+    "StoreUnavailable",
+    "UnknownLimit",
+    "Usage",
+    "ValueTooLarge",
+    "__version__",
+]

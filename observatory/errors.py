@@ -1,0 +1,266 @@
+"""Every error a user can meet, in one tree. Test with `except`, or by `code`, which never changes.
+
+ObservatoryError                      code                    HTTP  retryable
+ ├─ InvalidArgument (ValueError)      invalid_argument        400   no
+ │   └─ UnknownLimit                  unknown_limit           404   no
+ ├─ ConfigurationError                configuration           500   no     refused at the door, names the key and the layer
+ ├─ NotOpen                           not_open                500   no     used before `async with`, after it, on another loop
+ ├─ RateLimitExceeded                 rate_limit_exceeded     429   yes*   .decision; *no when retry_after is None
+ │   └─ BudgetExceeded                budget_exceeded         429   yes*   the binding limit counts usd
+ ├─ CacheError                        cache                   500   no
+ │   ├─ ValueTooLarge                 value_too_large         413   no
+ │   └─ NotEncodable (TypeError)      not_encodable           422   no
+ ├─ StoreError                        store                   503   yes
+ │   ├─ StoreUnavailable              store_unavailable       503   yes    away, or slower than the bounded wait
+ │   └─ StoreMisconfigured            store_misconfigured     503   no     eviction policy, ACL, version, auth
+ ├─ NotFound                          not_found               404   no
+ └─ PayloadTooLarge                   payload_too_large       413   no
+"""
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
+
+__all__ = [
+    "BudgetExceeded",
+    "CacheError",
+    "ConfigurationError",
+    "InvalidArgument",
+    "NotEncodable",
+    "NotFound",
+    "NotOpen",
+    "ObservatoryError",
+    "PayloadTooLarge",
+    "RateLimitExceeded",
+    "StoreError",
+    "StoreMisconfigured",
+    "StoreUnavailable",
+    "UnknownLimit",
+    "ValueTooLarge",
+]
+
+QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+"""The problem type of the IETF RateLimit draft (draft-ietf-httpapi-ratelimit-headers)."""
+
+
+class Refusal(Protocol):
+    """What a refused decision says. `Decision` is one; errors stand on the ground and import nothing."""
+
+    @property
+    def limit(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def cost(self) -> int | Decimal: ...
+    @property
+    def remaining(self) -> int | Decimal: ...
+    @property
+    def capacity(self) -> int | Decimal: ...
+    @property
+    def retry_after(self) -> float | None: ...
+    @property
+    def reset_after(self) -> float: ...
+
+
+class ObservatoryError(Exception):
+    """Something Observatory could not do."""
+
+    code: ClassVar[str] = "observatory"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Observatory could not do this"
+    retryable: bool = False
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        remedy: str | None = None,
+        retry_after: float | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> None:
+        self.message = message or self.title
+        self.remedy = remedy
+        self.retry_after = retry_after
+        """Seconds; None = unknown or never."""
+        self.context: Mapping[str, str] = MappingProxyType(dict(context or {}))
+        """Ids and names only; never a secret, never content."""
+        super().__init__(f"{self.message}. {remedy}" if remedy else self.message)
+
+    def problem(self) -> dict[str, Any]:
+        """The RFC 9457 members, plus `code`, `retryable`, and `retry_after` and `remedy` where known."""
+        members: dict[str, Any] = {
+            "type": f"urn:observatory:problem:{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.message,
+            "code": self.code,
+            "retryable": self.retryable,
+        }
+        if self.retry_after is not None:
+            members["retry_after"] = self.retry_after
+        if self.remedy:
+            members["remedy"] = self.remedy
+        if self.context:
+            members["context"] = dict(self.context)
+        return members
+
+    @classmethod
+    def from_problem(cls, problem: Mapping[str, Any]) -> "ObservatoryError":
+        """The error a problem document speaks of; an unknown code becomes a plain ObservatoryError."""
+        code = str(problem.get("code", ""))
+        kind = next((kind for kind in _tree(ObservatoryError) if kind.code == code), ObservatoryError)
+        error = kind(
+            str(problem.get("detail") or problem.get("title") or ""),
+            remedy=problem.get("remedy"),
+            retry_after=problem.get("retry_after"),
+            context=problem.get("context"),
+        )
+        if "retryable" in problem:
+            error.retryable = bool(problem["retryable"])
+        return error
+
+
+def _tree(root: type[ObservatoryError]) -> Iterator[type[ObservatoryError]]:
+    yield root
+    for kind in root.__subclasses__():
+        yield from _tree(kind)
+
+
+class InvalidArgument(ObservatoryError, ValueError):
+    """A value that can never be right; the message names it."""
+
+    code = "invalid_argument"
+    status = 400
+    title = "A value is not acceptable"
+
+
+class UnknownLimit(InvalidArgument):
+    """No limit of this name is defined, in code or in settings."""
+
+    code = "unknown_limit"
+    status = 404
+    title = "There is no such limit"
+
+
+class ConfigurationError(ObservatoryError):
+    """A setting is wrong; the message names the key and the layer it came from."""
+
+    code = "configuration"
+    title = "The configuration is wrong"
+
+
+class NotOpen(ObservatoryError):
+    """Used before it was opened, after it was closed, or from another event loop."""
+
+    code = "not_open"
+    title = "This Observatory is not open"
+
+
+class RateLimitExceeded(ObservatoryError):
+    """A limit refused. `.decision` has the whole answer."""
+
+    code = "rate_limit_exceeded"
+    status = 429
+    title = "Request cannot be satisfied as assigned quota has been exceeded"
+    retryable = True
+    decision: Refusal | None = None
+    """None only when the error was rebuilt from a problem document."""
+
+    @classmethod
+    def of(cls, decision: Refusal) -> "RateLimitExceeded":
+        """The error for a refused decision; BudgetExceeded when the binding limit counts usd."""
+        kind = BudgetExceeded if decision.unit == "usd" else cls
+        whose = f" of {decision.identity}" if decision.identity else ""
+        if decision.retry_after is None:
+            message = (
+                f"limit {decision.limit}{whose}: {decision.cost} {decision.unit} can never fit a capacity of "
+                f"{decision.capacity}"
+            )
+        else:
+            message = (
+                f"limit {decision.limit}{whose}: {decision.remaining} of {decision.capacity} {decision.unit} left, "
+                f"{decision.cost} asked; retry in {decision.retry_after:.3f} s"
+            )
+        error = kind(message, retry_after=decision.retry_after, context={"limit": decision.limit})
+        error.decision = decision
+        error.retryable = decision.retry_after is not None
+        return error
+
+    def problem(self) -> dict[str, Any]:
+        members = super().problem()
+        members["type"] = QUOTA_EXCEEDED
+        if "limit" in self.context:
+            members["violated-policies"] = [self.context["limit"]]
+        return members
+
+
+class BudgetExceeded(RateLimitExceeded):
+    """A limit that counts usd refused."""
+
+    code = "budget_exceeded"
+
+
+class CacheError(ObservatoryError):
+    """A cache could not do this."""
+
+    code = "cache"
+    title = "The cache could not do this"
+
+
+class ValueTooLarge(CacheError):
+    """An entry above `cache.max_value`."""
+
+    code = "value_too_large"
+    status = 413
+    title = "The value is too large for the cache"
+
+
+class NotEncodable(CacheError, TypeError):
+    """A value that is not of the cache's type, or a type that cannot be encoded."""
+
+    code = "not_encodable"
+    status = 422
+    title = "The value is not of the cache's type"
+
+
+class StoreError(ObservatoryError):
+    """Redis refused or failed."""
+
+    code = "store"
+    status = 503
+    title = "The store could not do this"
+    retryable = True
+
+
+class StoreUnavailable(StoreError):
+    """Redis is away, or slower than the bounded wait. Whether a command that was sent took effect is unknown."""
+
+    code = "store_unavailable"
+    title = "The store is away"
+
+
+class StoreMisconfigured(StoreError):
+    """Redis answers, but cannot serve us until somebody changes it: authentication, rights, version, policy."""
+
+    code = "store_misconfigured"
+    title = "The store is not set up for this"
+    retryable = False
+
+
+class NotFound(ObservatoryError):
+    """There is nothing of that name."""
+
+    code = "not_found"
+    status = 404
+    title = "Not found"
+
+
+class PayloadTooLarge(ObservatoryError):
+    """A request body above `serve.max_body`."""
+
+    code = "payload_too_large"
+    status = 413
+    title = "The request body is too large"

@@ -1,0 +1,1 @@
+"""One room per feature. Features never import each other."""

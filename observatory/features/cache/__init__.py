@@ -1,0 +1,5 @@
+"""Shared, typed entries."""
+
+from .cache import Cache, CacheSpace
+
+__all__ = ["Cache", "CacheSpace"]

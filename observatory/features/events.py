@@ -1,0 +1,253 @@
+"""Events: what happened, on partitioned streams, for workers to work off.
+
+A process's own events travel in numbered batches (exactly once by watermark). Events of strangers, which come over HTTP and may
+come again to another instance, are told apart by their ids. Memory is bounded on both ends, and what is dropped is counted.
+"""
+
+import re
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from .. import dimensions
+from ..errors import InvalidArgument, NotEncodable
+from ..keys import Key
+from ..logs import INTERNAL
+from ..store.outbox import Outbox, Verdict
+from ..store.script import lua
+from ..store.store import Bulk, Store
+
+PER_ENTRY = 100
+"""Events in one stream entry, and in one batch."""
+GENERATION_US = 600_000_000
+"""Ids of strangers are remembered by generations of ten minutes: a repeat within ten to twenty is recognised."""
+_KEEP_SEEN_MS = 4 * GENERATION_US // 1000
+_TYPE = re.compile(r"[a-z][a-z0-9_.]{0,63}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+MAX_EVENT = 65_536
+
+
+class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event as it lies on the stream. `at_us`: server time. `counted`: its metrics were written by who saw it."""
+
+    type: str
+    at_us: int
+    data: msgspec.Raw = msgspec.Raw(b"\x80")
+    dimensions: Mapping[str, str] = {}
+    counted: bool = False
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """What became of events that were handed in."""
+
+    accepted: int
+    duplicates: int
+
+
+@lua("events/append")
+def _append(
+    store: Bulk,
+    *,
+    watermark: Key,
+    stream: Key,
+    ledger: Key,
+    batch: int,
+    max_entries: int,
+    events: Sequence[str | bytes],
+) -> Awaitable[list[int]]: ...
+
+
+@lua("events/accept")
+def _accept(
+    store: Bulk,
+    *,
+    stream: Key,
+    ledger: Key,
+    seen_now: Key,
+    seen_before: Key,
+    seen_next: Key,
+    max_entries: int,
+    keep_ms: int,
+    events: Sequence[str | bytes],
+) -> Awaitable[list[int]]: ...
+
+
+def new_id() -> str:
+    """An id that sorts by time and was never used before."""
+    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(8)}"
+
+
+def checked_id(value: object) -> str:
+    if not isinstance(value, str) or _ID.fullmatch(value) is None:
+        raise InvalidArgument(f"id {value!r:.80} must match {_ID.pattern}")
+    return value
+
+
+def checked_type(value: object) -> str:
+    if not isinstance(value, str) or _TYPE.fullmatch(value) is None:
+        raise InvalidArgument(f"type {value!r:.80} must match {_TYPE.pattern}")
+    return value
+
+
+def encoded(envelope: Envelope) -> bytes:
+    """As it is written. InvalidArgument above 64 KiB."""
+    payload = msgspec.msgpack.encode(envelope)
+    if len(payload) > MAX_EVENT:
+        raise InvalidArgument(f"an event must be at most {MAX_EVENT} bytes, got {len(payload)}")
+    return payload
+
+
+def packed(data: Any) -> msgspec.Raw:
+    """The data of an event, whatever the msgspec types in it. NotEncodable."""
+    try:
+        return msgspec.Raw(msgspec.msgpack.encode(data))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise NotEncodable(f"an event's data cannot be encoded: {error}") from error
+
+
+class Events:
+    """`obs.events`. Recording is sync and buffered; what is buffered is delivered with the next flush."""
+
+    def __init__(
+        self,
+        store: Callable[[], Store],
+        *,
+        now_us: Callable[[], int],
+        partition: Callable[[], int],
+        max_entries: int,
+        max_buffered: int,
+    ) -> None:
+        self._store = store
+        self._now_us = now_us
+        self._partition = partition
+        self._max_entries = max_entries
+        self._max_buffered = max_buffered
+        self._lock = threading.Lock()
+        self._buffer: deque[tuple[str, bytes]] = deque()
+        self._recent: dict[str, None] = {}
+        self._outbox: Outbox[tuple[str | bytes, ...]] = Outbox(self._send)
+        self.dropped = 0
+        """Events of this process that had to make room while the store was away."""
+
+    def record(self, event: Mapping[str, Any], *, id: str | None = None) -> str:  # noqa: A002 (the word for it)
+        """Any event of yours: {"type": "ticket_closed", …}. Sync; returns its id. The same id counts once."""
+        event = dict(event)
+        kind = checked_type(event.pop("type", None))
+        return self.put(kind, event, id=id, counted=True)
+
+    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> str:  # noqa: A002
+        """Buffer one event. `counted`: its metrics are written by this process."""
+        known = new_id() if id is None else checked_id(id)
+        envelope = Envelope(
+            type=kind,
+            at_us=self._now_us(),
+            data=packed(data),
+            dimensions={**dimensions.current(), **(about or {})},
+            counted=counted,
+        )
+        payload = encoded(envelope)
+        with self._lock:
+            if self._seen(known, given=id is not None):
+                return known
+            if len(self._buffer) >= self._max_buffered:
+                self._buffer.popleft()
+                self.dropped += 1
+            self._buffer.append((known, payload))
+        return known
+
+    def seen(self, id: str) -> bool:  # noqa: A002
+        """True when an event of this id was recorded here lately."""
+        with self._lock:
+            return id in self._recent
+
+    def _seen(self, known: str, *, given: bool) -> bool:
+        if not given:
+            return False
+        if known in self._recent:
+            return True
+        self._recent[known] = None
+        if len(self._recent) > self._max_buffered:
+            del self._recent[next(iter(self._recent))]
+        return False
+
+    async def flush(self) -> None:
+        """On the stream when it returns; StoreUnavailable otherwise (nothing is lost)."""
+        while True:
+            if not len(self._outbox):
+                with self._lock:
+                    taken = [self._buffer.popleft() for _ in range(min(len(self._buffer), PER_ENTRY))]
+                if not taken:
+                    return
+                self._outbox.put(tuple(item for pair in taken for item in pair))
+            await self._outbox.deliver()
+
+    async def _send(self, writer: str, number: int, batch: tuple[str | bytes, ...]) -> Verdict:
+        store = self._store()
+        keys, partition = store.keys, self._partition()
+        what, watermark, dropped = await _append(
+            store.bulk(),
+            watermark=keys.event_writer(partition, writer),
+            stream=keys.stream(partition),
+            ledger=keys.ledger(partition),
+            batch=number,
+            max_entries=self._max_entries,
+            events=batch,
+        )
+        if dropped:
+            _warn_dropped(dropped)
+        return Verdict(what, watermark)
+
+    async def accept(self, events: Sequence[tuple[str, bytes]]) -> Accepted:
+        """Put events of strangers on the streams, each id once. Durable when it returns.
+
+        StoreUnavailable: some may have been accepted; handing in all of them again counts each once.
+        """
+        store = self._store()
+        keys = store.keys
+        generation = (store.server_us() or 0) // GENERATION_US
+        by_partition: dict[int, list[str | bytes]] = {}
+        for id, payload in events:  # noqa: A001
+            by_partition.setdefault(keys.partition_of(id), []).extend((id, payload))
+        accepted = duplicates = 0
+        for partition, flat in by_partition.items():
+            for start in range(0, len(flat), PER_ENTRY * 2):
+                new, known, dropped = await _accept(
+                    store.bulk(),
+                    stream=keys.stream(partition),
+                    ledger=keys.ledger(partition),
+                    seen_now=keys.seen(partition, generation),
+                    seen_before=keys.seen(partition, generation - 1),
+                    seen_next=keys.seen(partition, generation + 1),
+                    max_entries=self._max_entries,
+                    keep_ms=_KEEP_SEEN_MS,
+                    events=flat[start : start + PER_ENTRY * 2],
+                )
+                accepted, duplicates = accepted + new, duplicates + known
+                if dropped:
+                    _warn_dropped(dropped)
+        return Accepted(accepted, duplicates)
+
+    async def lag(self) -> dict[str, int]:
+        """accepted, applied, dead, dropped, over all partitions; what is missing from the sum is waiting on a stream."""
+        bulk, keys = self._store().bulk(), self._store().keys
+        found = dict.fromkeys(("accepted", "applied", "dead", "dropped"), 0)
+        for partition in range(keys.partitions):
+            for name, number in (await bulk.command("HGETALL", keys.ledger(partition))).items():
+                found[name.decode()] += int(number)
+        found["waiting"] = found["accepted"] - found["applied"] - found["dead"] - found["dropped"]
+        return found
+
+    def forget(self) -> None:
+        """A forked child: what was recorded before is its parent's."""
+        self._lock = threading.Lock()
+        self._buffer.clear()
+        self._outbox.reset()
+
+
+def _warn_dropped(dropped: int) -> None:
+    INTERNAL.warning("events: %d had to make room: no worker keeps up (observatory events lag)", dropped)

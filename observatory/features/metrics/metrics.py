@@ -1,0 +1,162 @@
+"""`obs.metrics`: recording, flushing, asking."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from decimal import Decimal
+
+from ... import names
+from ...keys import Key
+from ...names import Definition, Metric
+from ...store.outbox import Outbox, Verdict
+from ...store.script import lua
+from ...store.store import Bulk, Store
+from ...types import Duration, Moment
+from . import export, query
+from .query import Result
+from .recorder import Counter, Gauge, Histogram, Recorder
+from .wire import GAUGE_KEEP_MS, KEEP_WINDOWS_MS, Batch, pieces, window_of
+
+MAX_PENDING = 360
+"""Batches that may wait for the store: an hour of 10 s windows. Beyond, what is recorded waits unfrozen, still bounded."""
+IDLE_FLUSH_US = 10_000_000
+"""Gauges are renewed this often even when nothing else happens."""
+
+
+@lua("metrics/flush")
+def _flush(
+    store: Bulk,
+    *,
+    watermark: Key,
+    names: Key,
+    gauge_writers: Key,
+    gauges: Key,
+    targets: Sequence[Key],
+    now_us: int,
+    writer: str,
+    batch: int,
+    keep_ms: int,
+    gauge_keep_ms: int,
+    gauge_count: int,
+    deltas: Sequence[str | int | float],
+) -> Awaitable[list[int]]: ...
+
+
+class Metrics:
+    """Recording is sync and local; it never blocks and never raises into the caller (a wrong value is counted and logged once).
+
+    What the fleet knows is at most `metrics.flush_every` behind; that much is lost by a SIGKILL, nothing by an orderly close.
+    """
+
+    def __init__(self, store: Callable[[], Store], *, max_series: int, partition: Callable[[], int]) -> None:
+        self._store = store
+        self._partition = partition
+        self._recorder = Recorder(max_series)
+        self._outbox: Outbox[Batch] = Outbox(self._send)
+        self._lost_reported = 0
+        self._frozen_at = 0
+
+    # recording
+    def increment_counter(
+        self, metric: Metric | str, value: float | Decimal = 1, labels: Mapping[str, str] | None = None
+    ) -> None:
+        self._recorder.add(metric, "counter", value, labels)
+
+    def set_gauge(self, metric: Metric | str, value: float, labels: Mapping[str, str] | None = None) -> None:
+        self._recorder.add(metric, "gauge", value, labels)
+
+    def record_histogram(self, metric: Metric | str, value: float, labels: Mapping[str, str] | None = None) -> None:
+        self._recorder.add(metric, "histogram", value, labels)
+
+    def counter(self, name: Metric | str, *, unit: str = "", description: str = "") -> Counter:
+        self._recorder.describe(name, Definition("counter", unit, description))
+        return Counter(self._recorder, str(name))
+
+    def gauge(self, name: Metric | str, *, unit: str = "", description: str = "") -> Gauge:
+        self._recorder.describe(name, Definition("gauge", unit, description))
+        return Gauge(self._recorder, str(name))
+
+    def histogram(self, name: Metric | str, *, unit: str = "", description: str = "") -> Histogram:
+        self._recorder.describe(name, Definition("histogram", unit, description))
+        return Histogram(self._recorder, str(name))
+
+    # flushing
+    async def flush(self) -> None:
+        """Acknowledged by Redis when it returns; StoreUnavailable otherwise (nothing is lost)."""
+        self._freeze(final=True)
+        await self._outbox.deliver()
+        if self._outbox.lost > self._lost_reported:
+            lost, self._lost_reported = self._outbox.lost - self._lost_reported, self._outbox.lost
+            self.increment_counter(names.BATCHES_LOST, lost, {"feature": "metrics"})
+
+    async def flush_regularly(self) -> None:
+        """What the background does: as `flush`, but while the store is away it freezes only once a window."""
+        if not len(self._outbox):
+            await self.flush()
+            return
+        self._freeze(final=False)
+        await self._outbox.deliver()
+
+    def _freeze(self, *, final: bool) -> None:
+        now_us = self._store().server_us()
+        if now_us is None or (len(self._outbox) >= MAX_PENDING and not final):
+            return
+        window_us = window_of(now_us)
+        if len(self._outbox) and not final and window_us == window_of(self._frozen_at):
+            return
+        gauges = self._recorder.gauges()
+        groups = self._recorder.freeze()
+        if not groups and (not gauges or now_us - self._frozen_at < IDLE_FLUSH_US):
+            return
+        self._frozen_at = now_us
+        values = tuple((f"{metric}|{text}", value) for metric, _, text, value in gauges)
+        for piece in pieces(groups) if groups else [()]:
+            self._outbox.put(Batch(window_us, piece, values))
+
+    async def _send(self, writer: str, number: int, batch: Batch) -> Verdict:
+        store = self._store()
+        keys, partition = store.keys, self._partition()
+        what, watermark, _ = await _flush(
+            store.bulk(),
+            watermark=keys.metric_writer(partition, writer),
+            names=keys.metric_names(partition),
+            gauge_writers=keys.gauge_writers(partition),
+            gauges=keys.gauges(partition, writer),
+            targets=batch.targets(keys, partition),
+            now_us=0,
+            writer=writer,
+            batch=number,
+            keep_ms=KEEP_WINDOWS_MS,
+            gauge_keep_ms=GAUGE_KEEP_MS,
+            gauge_count=-1 if batch.gauges is None else len(batch.gauges),
+            deltas=batch.deltas(),
+        )
+        return Verdict(what, watermark)
+
+    def forget(self) -> None:
+        """A forked child is a writer of its own."""
+        self._recorder.forget()
+        self._outbox.reset()
+
+    # asking
+    async def query(
+        self,
+        metric: Metric | str,
+        stat: str = "total",
+        *,
+        by: str | Sequence[str] = (),
+        where: Mapping[str, str | Sequence[str]] | str = "",
+        since: Moment = "1h",
+        until: Moment = "now",
+        step: Duration | None = None,
+        top: int | None = None,
+    ) -> Result:
+        """What the fleet has recorded. No data is None, never 0.
+
+        stat: total, rate (counters); count, sum, avg, rate, p50 … p99.9 (histograms); last, sum, avg, min, max (gauges, over
+        the live processes, now). where: {"model": "gpt-4o"} or PromQL matchers. step: seconds, for points instead of one value.
+        InvalidArgument names what is wrong; StoreUnavailable: ask again.
+        """
+        return await query.ask(self._store(), metric, stat, by=by, where=where, since=since, until=until, step=step, top=top)
+
+    async def exposition(self) -> str:
+        """The fleet's lifetime totals in Prometheus' text format, the same from every instance."""
+        return await export.prometheus(self._store())

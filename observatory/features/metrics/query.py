@@ -1,0 +1,264 @@
+"""One question, one answer: a metric, a statistic, labels to group by, matchers, a span of time."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from ... import names, units
+from ...errors import InvalidArgument
+from ...keys import WINDOW_US
+from ...names import Definition
+from ...store.store import Store
+from ...types import Duration, Moment
+from . import read, series
+from .read import Table, Value
+from .wire import KEEP_WINDOWS_MS
+
+STATS = {
+    "counter": ("total", "rate"),
+    "gauge": ("last", "sum", "avg", "min", "max"),
+    "histogram": ("count", "sum", "avg", "rate", "p50", "p95", "p99", "p99.9"),
+}
+MAX_POINTS = 11_000
+_QUANTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,4})?|100)")
+_MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
+
+Labels = Mapping[str, str]
+Matcher = Callable[[Labels], bool]
+
+
+class Point(msgspec.Struct, frozen=True):
+    """A value of one step, which begins at `at`."""
+
+    at: datetime
+    value: float
+
+
+class Series(msgspec.Struct, frozen=True):
+    """One group's answer."""
+
+    labels: Mapping[str, str]
+    value: float | None
+    """None = no data, never 0; also where there are points."""
+    points: tuple[Point, ...] = ()
+
+
+class Result(msgspec.Struct, frozen=True):
+    """The answer to a query."""
+
+    metric: str
+    stat: str
+    unit: str
+    since: datetime
+    until: datetime
+    series: tuple[Series, ...]
+    truncated: bool = False
+
+    @property
+    def value(self) -> float | None:
+        """Of the one series of an ungrouped query."""
+        return self.series[0].value if self.series else None
+
+
+def matchers(where: Mapping[str, str | Sequence[str]] | str) -> Matcher:
+    """A mapping (a value, or several of which one must fit) or PromQL matchers: 'model=~"gpt-.*",tenant!="acme"'."""
+    if not isinstance(where, str):
+        wanted = {
+            names.label_name(name): {values} if isinstance(values, str) else set(values) for name, values in where.items()
+        }
+        return lambda labels: all(labels.get(name, "") in values for name, values in wanted.items())
+    tests: list[tuple[str, str, re.Pattern[str]]] = []
+    text, at = where.strip().removeprefix("{").removesuffix("}").strip(), 0
+    while at < len(text):
+        found = _MATCHER.match(text, at)
+        if found is None:
+            raise InvalidArgument(
+                f"where: {text[at : at + 40]!r} is not a matcher", remedy='Write model="gpt-4o",tenant!="acme"'
+            )
+        name, operator, value = found[1], found[2], re.sub(r"\\(.)", r"\1", found[3])
+        try:
+            pattern = re.compile(value if "~" in operator else re.escape(value))
+        except re.error as error:
+            raise InvalidArgument(f"where: {value!r:.60} is not a regular expression ({error})") from None
+        tests.append((name, operator, pattern))
+        at = found.end()
+    return lambda labels: all(
+        bool(pattern.fullmatch(labels.get(name, ""))) != operator.startswith("!") for name, operator, pattern in tests
+    )
+
+
+def quantile(value: Value, fraction: float) -> float | None:
+    """The value below which a fraction of the recordings lies, within 1.1 %; None without recordings."""
+    if value.count == 0:
+        return None
+    rank = max(1, -(-int(fraction * 1e6) * value.count // 1_000_000))
+    if rank <= value.zero:
+        return 0.0
+    passed = value.zero
+    for index in sorted(value.buckets):
+        passed += value.buckets[index]
+        if passed >= rank:
+            return series.middle(index)
+    return series.middle(max(value.buckets)) if value.buckets else 0.0
+
+
+def _statistic(definition: Definition, stat: str, metric: str) -> Callable[[Value, float], float | None]:
+    """(value, seconds) -> number. InvalidArgument lists what the metric's kind knows."""
+    histogram = definition.kind == "histogram"
+    simple: dict[str, Callable[[Value, float], float | None]]
+    if histogram:
+        simple = {
+            "count": lambda value, _: float(value.count),
+            "total": lambda value, _: float(value.count),
+            "sum": lambda value, _: value.nano / 1e9,
+            "avg": lambda value, _: value.nano / 1e9 / value.count if value.count else None,
+            "rate": lambda value, seconds: value.count / seconds,
+        }
+        if stat not in simple and (found := _QUANTILE.fullmatch(stat)):
+            fraction = float(found[1]) / 100
+            return lambda value, _: quantile(value, fraction)
+    else:
+        simple = {
+            "total": lambda value, _: value.nano / 1e9,
+            "sum": lambda value, _: value.nano / 1e9,
+            "rate": lambda value, seconds: value.nano / 1e9 / seconds,
+        }
+    if stat not in simple:
+        known = ", ".join(STATS[definition.kind])
+        raise InvalidArgument(f"stat {stat!r:.40} is not for {metric}, a {definition.kind}; it knows {known}")
+    return simple[stat]
+
+
+def _grouped(table: Table, by: Sequence[str], fits: Matcher) -> dict[tuple[str, ...], Value]:
+    groups: dict[tuple[str, ...], Value] = {}
+    for text, value in table.items():
+        labels = series.labels(text)
+        if fits(labels):
+            groups.setdefault(tuple(labels.get(name, "") for name in by), Value()).merge(value)
+    return groups
+
+
+class _Span(NamedTuple):
+    """The time that is asked about, in microseconds."""
+
+    since_us: int
+    until_us: int
+    step_us: int | None
+
+    @classmethod
+    def of(cls, since: Moment, until: Moment, step: Duration | None, now_us: int) -> "_Span":
+        until_us = units.moment_us(until, now_us, "until")
+        since_us = units.moment_us(since, now_us, "since")
+        if since_us >= until_us:
+            raise InvalidArgument("since must be before until")
+        if until_us - since_us > KEEP_WINDOWS_MS * 1000:
+            raise InvalidArgument(f"since must be at most {KEEP_WINDOWS_MS // 3_600_000} h before until in this version")
+        step_us = None if step is None else units.microseconds(step, "step")
+        if step_us is not None and (step_us < WINDOW_US or step_us % WINDOW_US):
+            raise InvalidArgument("step must be a multiple of 10 s")
+        if step_us is not None and (until_us - since_us) // step_us > MAX_POINTS:
+            raise InvalidArgument(f"step is too small: more than {MAX_POINTS} points")
+        return cls(since_us, until_us, step_us)
+
+
+async def ask(
+    store: Store,
+    metric: str,
+    stat: str,
+    *,
+    by: str | Sequence[str],
+    where: Mapping[str, str | Sequence[str]] | str,
+    since: Moment,
+    until: Moment,
+    step: Duration | None,
+    top: int | None,
+) -> Result:
+    """See Metrics.query."""
+    metric = str(names.metric_name(metric))
+    by = tuple(names.label_name(name) for name in ((by,) if isinstance(by, str) else by))
+    fits = matchers(where)
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
+        raise InvalidArgument(f"top must be a whole number above 0, got {top!r:.40}")
+    span = _Span.of(since, until, step, store.server_us() or 0)
+
+    gauges = await read.gauges(store)
+    definition = await _definition(store, metric, gauges)
+    if definition.kind == "gauge":
+        found = _of_gauges(gauges.get(metric, {}), stat, metric, by, fits)
+    else:
+        number = _statistic(definition, stat, metric)
+        windows = await read.windows(store, metric, span.since_us, span.until_us)
+        found = _of_windows(windows, number, by, fits, span)
+    ordered = sorted(found, key=lambda one: (-(one.value or 0.0), tuple(one.labels.items())))
+    return Result(
+        metric=metric,
+        stat=stat,
+        unit=definition.unit,
+        since=units.moment(span.since_us),
+        until=units.moment(span.until_us),
+        series=tuple(ordered[:top]),
+        truncated=top is not None and len(ordered) > top,
+    )
+
+
+async def _definition(store: Store, metric: str, gauges: Mapping[str, object]) -> Definition:
+    known = await read.definitions(store)
+    definition = known.get(metric) or names.OURS.get(metric) or (Definition("gauge") if metric in gauges else None)
+    if definition is None:
+        close = difflib.get_close_matches(metric, {*known, *gauges, *names.OURS}, n=1)
+        raise InvalidArgument(
+            f"no metric named {metric!r:.130} was ever recorded", remedy=f'Did you mean "{close[0]}"?' if close else None
+        )
+    return definition
+
+
+def _of_windows(
+    windows: Mapping[int, Table],
+    number: Callable[[Value, float], float | None],
+    by: Sequence[str],
+    fits: Matcher,
+    span: _Span,
+) -> Iterable[Series]:
+    since_us, until_us, step_us = span
+    steps: dict[int, dict[tuple[str, ...], Value]] = {}
+    for start, table in sorted(windows.items()):
+        at = since_us if step_us is None else start - (start - since_us) % step_us
+        into = steps.setdefault(at, {})
+        for group, value in _grouped(table, by, fits).items():
+            into.setdefault(group, Value()).merge(value)
+    seconds = (step_us or until_us - since_us) / 1e6
+    for group in sorted({group for found in steps.values() for group in found}) or ([] if by else [()]):
+        labels = {name: value for name, value in zip(by, group, strict=True) if value}
+        told = [(at, number(found[group], seconds)) for at, found in sorted(steps.items()) if group in found]
+        if step_us is None:
+            yield Series(labels, told[0][1] if told else None)
+        else:
+            yield Series(labels, None, tuple(Point(units.moment(at), value) for at, value in told if value is not None))
+
+
+def _of_gauges(found: dict[str, list[float]], stat: str, metric: str, by: Sequence[str], fits: Matcher) -> Iterable[Series]:
+    over: dict[str, Callable[[list[float]], float]] = {
+        "last": sum,
+        "total": sum,
+        "sum": sum,
+        "avg": lambda values: sum(values) / len(values),
+        "min": min,
+        "max": max,
+    }
+    if stat not in over:
+        raise InvalidArgument(f"stat {stat!r:.40} is not for {metric}, a gauge; it knows {', '.join(STATS['gauge'])}")
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for text, values in found.items():
+        labels = series.labels(text)
+        if fits(labels):
+            groups.setdefault(tuple(labels.get(name, "") for name in by), []).extend(values)
+    if not groups and not by:
+        return [Series({}, None)]
+    return [
+        Series({name: value for name, value in zip(by, group, strict=True) if value}, over[stat](values))
+        for group, values in groups.items()
+    ]

@@ -1,0 +1,262 @@
+"""Recording: sync, local, from any thread. Never blocks on Redis, never raises into the caller."""
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from ... import names, units
+from ...errors import ObservatoryError
+from ...logs import INTERNAL
+from ...names import OURS, Definition, Kind
+from . import series
+
+Labels = Mapping[str, str]
+_NOTHING: Labels = {}
+_LARGEST = units.MAX_EXACT * units.NANO
+MAX_METRICS = 1000
+_CACHED_SPELLINGS = 4
+
+
+class Group(NamedTuple):
+    """One metric's part of a batch: integer additions to fields (see series.py)."""
+
+    metric: str
+    definition: Definition
+    additions: list[tuple[str, int]]
+
+
+class _Series:
+    """The unflushed additions of one series. Held by the recorder's lock."""
+
+    __slots__ = ("buckets", "count", "nano", "text", "value", "zero")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.nano = 0
+        self.count = 0
+        self.zero = 0
+        self.buckets: dict[int, int] = {}
+        self.value: float | None = None
+
+    def take(self, kind: Kind) -> Iterator[tuple[str, int]]:
+        whole, nano = divmod(self.nano, units.NANO)
+        parts = ("w", whole), ("n", nano)
+        if kind == "histogram":
+            parts = ("s", whole), ("t", nano)
+            if self.count:
+                yield f"c|{self.text}", self.count
+            if self.zero:
+                yield f"z|{self.text}", self.zero
+            for index, count in self.buckets.items():
+                yield f"b{index}|{self.text}", count
+            self.count = self.zero = 0
+            self.buckets = {}
+        for part, number in parts:
+            if number:
+                yield f"{part}|{self.text}", number
+        self.nano = 0
+
+
+class _Table:
+    """All series of one metric, found by their labels as the caller spells them."""
+
+    __slots__ = ("definition", "known", "name", "series")
+
+    def __init__(self, name: str, definition: Definition) -> None:
+        self.name = name
+        self.definition = definition
+        self.series: dict[str, _Series] = {}
+        self.known: dict[tuple[tuple[str, str], ...], _Series] = {}
+
+
+class Recorder:
+    """What was recorded and not yet frozen. Bounded: `max_series` a metric, the rest fold into one series and are counted."""
+
+    def __init__(self, max_series: int = 2000) -> None:
+        self._max_series = max_series
+        self._lock = threading.Lock()
+        self._tables: dict[str, _Table] = {}
+        self._complained: set[str] = set()
+
+    def add(self, metric: str, kind: Kind, value: Any, labels: Labels | None = None) -> None:
+        """Record one value. What is not acceptable is counted, and logged once per metric."""
+        try:
+            table = self._tables.get(metric)
+            if table is None or table.definition.kind != kind:
+                table = self._table(metric, kind)
+            self._record(table, value, labels or _NOTHING)
+        except (ObservatoryError, ValueError, TypeError, OverflowError, ArithmeticError) as error:
+            self._refuse(metric, error)
+
+    def describe(self, metric: str, definition: Definition) -> None:
+        """Say what a metric is, before it is recorded. InvalidArgument when the name is not acceptable."""
+        names.metric_name(metric)
+        with self._lock:
+            if metric not in self._tables:
+                self._tables[metric] = _Table(metric, OURS.get(metric, definition))
+
+    def _table(self, metric: str, kind: Kind) -> _Table:
+        with self._lock:
+            table = self._tables.get(metric)
+            if table is None:
+                names.metric_name(metric)
+                if len(self._tables) >= MAX_METRICS:
+                    raise ValueError(f"more than {MAX_METRICS} metrics")
+                table = _Table(str(metric), OURS.get(metric, Definition(kind)))
+                if table.definition.kind == kind:
+                    self._tables[str(metric)] = table
+        if table.definition.kind != kind:
+            raise TypeError(f"it is a {table.definition.kind}, not a {kind}")
+        return table
+
+    def _record(self, table: _Table, value: Any, labels: Labels) -> None:
+        kind = table.definition.kind
+        number, nano = 0.0, 0
+        if kind == "gauge":
+            number = float(value)
+            if not math.isfinite(number):
+                raise ValueError(f"{value!r} is not a finite number")
+        else:
+            nano = value * units.NANO if type(value) is int else units.nano(value)
+            if not 0 <= nano <= _LARGEST:
+                raise ValueError(f"{value!r:.40} is negative or too large")
+        spelled = tuple(labels.items())
+        with self._lock:
+            found = table.known.get(spelled)
+            if found is None:
+                found = self._find(table, spelled, labels)
+            if kind == "counter":
+                found.nano += nano
+            elif kind == "gauge":
+                found.value = number
+            else:
+                found.count += 1
+                found.nano += nano
+                if nano == 0:
+                    found.zero += 1
+                else:
+                    index = series.bucket(float(value))
+                    found.buckets[index] = found.buckets.get(index, 0) + 1
+
+    def _find(self, table: _Table, spelled: tuple[tuple[str, str], ...], labels: Labels) -> _Series:
+        text = series.text(labels)
+        found = table.series.get(text)
+        if found is None:
+            if len(table.series) >= self._max_series:
+                text = series.text({names.OVERFLOW: "true"})
+                self._count(names.SERIES_FOLDED, {"metric": table.name})
+                if text in table.series:
+                    return table.series[text]
+            found = table.series[text] = _Series(text)
+        if len(table.known) < self._max_series * _CACHED_SPELLINGS and names.OVERFLOW not in text:
+            table.known[spelled] = found
+        return found
+
+    def _count(self, metric: str, labels: Labels) -> None:
+        """Count something of our own, while holding the lock."""
+        table = self._tables.setdefault(metric, _Table(metric, OURS[metric]))
+        text = series.text(labels)
+        found = table.series.get(text)
+        if found is None and len(table.series) < MAX_METRICS:
+            found = table.series[text] = _Series(text)
+        if found is not None:
+            found.nano += units.NANO
+
+    def _refuse(self, metric: str, error: Exception) -> None:
+        shown = metric if metric in self._tables else "unknown"
+        with self._lock:
+            self._count(names.VALUES_REFUSED, {"metric": shown})
+            first = shown not in self._complained and len(self._complained) < MAX_METRICS
+            self._complained.add(shown)
+        if first:
+            INTERNAL.warning("metric %.80s: a value was refused and counted (%s)", metric, error)
+
+    def freeze(self) -> list[Group]:
+        """Take everything that was added since the last time."""
+        groups = []
+        with self._lock:
+            for table in self._tables.values():
+                kind = table.definition.kind
+                if kind == "gauge":
+                    continue
+                additions = [pair for found in table.series.values() for pair in found.take(kind)]
+                if additions:
+                    groups.append(Group(table.name, table.definition, additions))
+        return groups
+
+    def gauges(self) -> list[tuple[str, Definition, str, float]]:
+        """Every gauge as it stands: metric, definition, series, value."""
+        with self._lock:
+            return [
+                (table.name, table.definition, found.text, found.value)
+                for table in self._tables.values()
+                if table.definition.kind == "gauge"
+                for found in table.series.values()
+                if found.value is not None
+            ]
+
+    def adjust(self, metric: str, by: float, labels: Labels | None = None) -> None:
+        """Move a gauge by so much."""
+        try:
+            table = self._table(metric, "gauge")
+            if not math.isfinite(by):
+                raise ValueError(f"{by!r} is not a finite number")
+            with self._lock:
+                found = self._find(table, tuple((labels or _NOTHING).items()), labels or _NOTHING)
+                found.value = (found.value or 0.0) + by
+        except (ObservatoryError, ValueError, TypeError) as error:
+            self._refuse(metric, error)
+
+    def forget(self) -> None:
+        """A forked child: what was recorded before is its parent's. The lock may have been held by a thread that is gone."""
+        self._lock = threading.Lock()
+        self._tables = {name: _Table(name, table.definition) for name, table in self._tables.items()}
+
+
+class _Handle:
+    """A metric with labels bound once."""
+
+    kind: Kind
+
+    def __init__(self, recorder: Recorder, name: str, labels: Labels = _NOTHING) -> None:
+        self._recorder = recorder
+        self._name = name
+        self._labels = labels
+
+    def _with(self, labels: Labels) -> Labels:
+        return {**self._labels, **labels} if labels else self._labels
+
+
+class Counter(_Handle):
+    """Only grows."""
+
+    def add(self, value: float | Decimal = 1, **labels: str) -> None:
+        self._recorder.add(self._name, "counter", value, self._with(labels))
+
+    def bind(self, **labels: str) -> "Counter":
+        return Counter(self._recorder, self._name, self._with(labels))
+
+
+class Gauge(_Handle):
+    """Stands somewhere now; the last value of each process."""
+
+    def set(self, value: float, **labels: str) -> None:
+        self._recorder.add(self._name, "gauge", value, self._with(labels))
+
+    def add(self, value: float, **labels: str) -> None:
+        self._recorder.adjust(self._name, value, self._with(labels))
+
+    def bind(self, **labels: str) -> "Gauge":
+        return Gauge(self._recorder, self._name, self._with(labels))
+
+
+class Histogram(_Handle):
+    """How values are spread."""
+
+    def record(self, value: float, **labels: str) -> None:
+        self._recorder.add(self._name, "histogram", value, self._with(labels))
+
+    def bind(self, **labels: str) -> "Histogram":
+        return Histogram(self._recorder, self._name, self._with(labels))

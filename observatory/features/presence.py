@@ -1,0 +1,140 @@
+"""Who is here: one beat a second per process, which also carries the namespace's record and the server's time."""
+
+from collections.abc import Awaitable
+from typing import NamedTuple
+
+import msgspec
+
+from .. import keys
+from ..clock import monotonic
+from ..errors import StoreMisconfigured
+from ..keys import LAYOUT, Key
+from ..store.script import lua
+from ..store.store import Store
+
+BEAT_EVERY = 1.0
+GONE_AFTER_US = 3_000_000
+"""An instance unseen for three beats is no longer counted."""
+
+
+class Says(msgspec.Struct, frozen=True):
+    """What an instance says of itself."""
+
+    service: str
+    role: str
+    version: str
+    since_us: int = 0
+
+
+class Member(msgspec.Struct, frozen=True):
+    """An instance, as others see it."""
+
+    instance: str
+    says: Says
+    last_beat: float
+    """Seconds since its last beat."""
+
+
+class Beat(NamedTuple):
+    live: int
+    live_peers: int
+    number: int
+
+
+@lua("presence/beat")
+def _beat(
+    store: Store,
+    *,
+    record: Key,
+    members: Key,
+    peers: Key,
+    instances: Key,
+    now_us: int,
+    instance: str,
+    says: bytes,
+    layout: int,
+    partitions: int,
+    salt: str,
+    gone_after_us: int,
+    newcomer: int,
+) -> Awaitable[list[bytes]]: ...
+
+
+@lua("presence/leave")
+def _leave(store: Store, *, members: Key, peers: Key, instances: Key, instance: str) -> Awaitable[list[int]]: ...
+
+
+class Presence:
+    """This process among the others."""
+
+    def __init__(self, store: Store, instance: str, says: Says, partitions: int) -> None:
+        self._store = store
+        self._instance = instance
+        self._says = says
+        self._partitions = partitions
+        self._newcomer = True
+        self.live = 0
+        """Instances seen within the last three seconds, ours included; 0 before the first beat."""
+        self.live_peers = 0
+        self.number = 0
+        """The number that this process was given, by which its telemetry is dealt to a partition."""
+
+    async def beat(self) -> Beat:
+        """Say "I am here". StoreMisconfigured when the namespace was made by a newer layout."""
+        name, role = self._store.namespace, self._says.role
+        asked_at = monotonic()
+        reply = await _beat(
+            self._store,
+            record=keys.record(name),
+            members=keys.members(name),
+            peers=keys.peers(name, role),
+            instances=keys.instances(name),
+            now_us=0,
+            instance=self._instance,
+            says=msgspec.json.encode(self._says),
+            layout=LAYOUT,
+            partitions=self._partitions,
+            salt=self._store.proposed_salt.hex(),
+            gone_after_us=GONE_AFTER_US,
+            newcomer=int(self._newcomer),
+        )
+        now_us, layout, partitions, salt, live, live_peers, number = map(_plain, reply)
+        if int(layout) > LAYOUT:
+            raise StoreMisconfigured(
+                f"namespace {name} has key layout {layout}, this version knows up to {LAYOUT}", remedy="Upgrade this process"
+            )
+        self._store.learn_time(int(now_us), asked_at, monotonic())
+        self._store.join(int(partitions), bytes.fromhex(str(salt)))
+        if self._newcomer:
+            self.number, self._newcomer = int(number), False
+            self._says = msgspec.structs.replace(self._says, since_us=int(now_us))
+        self.live, self.live_peers = int(live), int(live_peers)
+        return Beat(self.live, self.live_peers, self.number)
+
+    async def leave(self) -> None:
+        """Say goodbye, so that nobody has to wait for our silence."""
+        name = self._store.namespace
+        await _leave(
+            self._store,
+            members=keys.members(name),
+            peers=keys.peers(name, self._says.role),
+            instances=keys.instances(name),
+            instance=self._instance,
+        )
+
+    async def members(self) -> tuple[Member, ...]:
+        """Every live instance, by name."""
+        name, bulk = self._store.namespace, self._store.bulk()
+        says = await bulk.command("HGETALL", keys.instances(name))
+        flat = await bulk.command("ZRANGE", keys.members(name), 0, -1, "WITHSCORES")
+        now_us = self._store.server_us() or 0
+        found = []
+        for instance, seen_us in flat:
+            if instance in says and (silence := (now_us - int(seen_us)) / 1e6) <= GONE_AFTER_US / 1e6:
+                said = msgspec.json.decode(says[instance], type=Says)
+                found.append(Member(instance.decode(), said, max(silence, 0.0)))
+        return tuple(sorted(found, key=lambda member: (member.says.role, member.instance)))
+
+
+def _plain(value: bytes | int) -> str | int:
+    return value.decode() if isinstance(value, bytes) else value

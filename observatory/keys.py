@@ -1,0 +1,132 @@
+"""Every key, spelled in one room.
+
+    obs1:<namespace>:<feature>:{<tag>}:<rest>
+
+`1` is the layout's version. The feature stands before the tag so that tracking prefixes and ACL patterns can name it. The tag
+is a partition, not an identity: it decides the slot, and all keys of one script share it (on Cluster; elsewhere a script may
+mix tags). Parts that come from users are encoded, so that no identifier can leave its place.
+"""
+
+import re
+from hashlib import blake2b
+from typing import Final, NewType
+from urllib.parse import quote
+
+Key = NewType("Key", str)
+"""Only this room makes one."""
+
+LAYOUT: Final = 1
+LIMITER_PARTITIONS: Final = 1024
+WINDOW_US: Final = 10_000_000
+"""The finest window of the metrics: 10 s."""
+
+PERMANENT: Final = re.compile(
+    r"obs1:[^:]+:("
+    r"presence:\{n\}:record"  # what the namespace is: layout, partitions, salt
+    r"|metrics:\{t\d+\}:(names|total:.+)"  # what is counted, and the lifetime totals
+    r"|events:\{t\d+\}:(stream|offset|ledger|dead)"  # bounded by their length; the offset is the place in the stream
+    r"|leases:\{l\}:fences"  # a fence must never step back
+    r")"
+)
+"""The keys that may live without a TTL."""
+
+
+def part(text: str) -> str:
+    """One part of a key: percent-encoded; above 96 characters replaced by its digest (`~` never starts an encoded part)."""
+    encoded = quote(text, safe="", errors="surrogatepass")
+    if len(encoded) <= 96 and not encoded.startswith("~"):
+        return encoded
+    return "~" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class Keys:
+    """The keys of one namespace. `partitions` and `salt` come from the namespace's record, so that every process agrees."""
+
+    __slots__ = ("_prefix", "_salt", "namespace", "partitions")
+
+    def __init__(self, namespace: str, partitions: int, salt: bytes) -> None:
+        self.namespace = namespace
+        self.partitions = partitions
+        self._salt = salt
+        self._prefix = f"obs{LAYOUT}:{namespace}"
+
+    def partition_of(self, text: str, partitions: int | None = None) -> int:
+        """Which partition a text falls into. Keyed, so that nobody outside can choose a slot."""
+        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=self._salt).digest()
+        return int.from_bytes(digest) % (partitions or self.partitions)
+
+    # rate limiter
+    def bucket(self, limit: str, identity: str) -> Key:  # string "<whole us>,<numerator>,<denominator>,<moment us>"
+        tag = self.partition_of(identity, LIMITER_PARTITIONS)
+        return Key(f"{self._prefix}:rate_limiter:{{r{tag}}}:{limit}:{part(identity)}")
+
+    # metrics
+    def metric_writer(self, partition: int, writer: str) -> Key:  # string: the writer's watermark
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:writer:{writer}")
+
+    def metric_names(self, partition: int) -> Key:  # hash: metric -> JSON of its definition
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:names")
+
+    def metric_total(self, partition: int, metric: str) -> Key:  # hash: series|part -> integer, for ever
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:total:{metric}")
+
+    def metric_window(self, partition: int, start_us: int, metric: str) -> Key:  # hash: series|part -> integer, of 10 s
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:10s:{start_us // WINDOW_US}:{metric}")
+
+    def gauges(self, partition: int, writer: str) -> Key:  # hash: metric + series -> the writer's current value
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:gauge:{writer}")
+
+    def gauge_writers(self, partition: int) -> Key:  # zset: writer, by the moment it last wrote (us)
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:gauges")
+
+    # events
+    def stream(self, partition: int) -> Key:  # stream: entries of up to 100 events
+        return Key(f"{self._prefix}:events:{{t{partition}}}:stream")
+
+    def offset(self, partition: int) -> Key:  # string: the last entry that was applied
+        return Key(f"{self._prefix}:events:{{t{partition}}}:offset")
+
+    def ledger(self, partition: int) -> Key:  # hash: accepted, applied, dead, dropped
+        return Key(f"{self._prefix}:events:{{t{partition}}}:ledger")
+
+    def dead(self, partition: int) -> Key:  # stream: events that could not be applied, with the reason
+        return Key(f"{self._prefix}:events:{{t{partition}}}:dead")
+
+    def event_writer(self, partition: int, writer: str) -> Key:  # string: the writer's watermark
+        return Key(f"{self._prefix}:events:{{t{partition}}}:writer:{writer}")
+
+    def seen(self, partition: int, generation: int) -> Key:  # set: ids accepted in one generation
+        return Key(f"{self._prefix}:events:{{t{partition}}}:seen:{generation}")
+
+    # leases
+    def lease(self, name: str) -> Key:  # string "<owner> <fence>", expires with the lease
+        return Key(f"{self._prefix}:leases:{{l}}:lease:{part(name)}")
+
+    def fences(self) -> Key:  # hash: name -> the last fence given out
+        return Key(f"{self._prefix}:leases:{{l}}:fences")
+
+    # cache
+    def entry(self, cache: str, fingerprint: str, key: str) -> Key:  # string: an encoded value
+        tag = self.partition_of(f"{cache}\0{key}", 2**32)
+        return Key(f"{self._prefix}:cache:{{c{tag:08x}}}:{cache}:{fingerprint}:{part(key)}")
+
+    def pattern(self) -> str:
+        """What SCAN takes to find every key of the namespace."""
+        return f"{self._prefix}:*"
+
+
+# Presence is known before the record has been read.
+def record(namespace: str) -> Key:  # hash: layout, partitions, salt, writers
+    return Key(f"obs{LAYOUT}:{namespace}:presence:{{n}}:record")
+
+
+def members(namespace: str) -> Key:  # zset: instance, by the moment it was last seen (us)
+    return Key(f"obs{LAYOUT}:{namespace}:presence:{{n}}:members")
+
+
+def peers(namespace: str, role: str) -> Key:  # zset: the instances of one role, likewise
+    return Key(f"obs{LAYOUT}:{namespace}:presence:{{n}}:peers:{role}")
+
+
+def instances(namespace: str) -> Key:  # hash: instance -> JSON of what it says of itself
+    return Key(f"obs{LAYOUT}:{namespace}:presence:{{n}}:instances")

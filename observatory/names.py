@@ -1,0 +1,96 @@
+"""The words that other systems see: metric names, their kinds and units, and what a name may look like."""
+
+import re
+from enum import StrEnum
+from typing import Final, Literal
+
+import msgspec
+
+from .errors import InvalidArgument
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+class Metric(StrEnum):
+    """The ten metrics whose names and kinds are fixed."""
+
+    REQUESTS_TOTAL = "observatory_requests_total"
+    REQUEST_LATENCY = "observatory_request_latency_seconds"
+    ACTIVE_CONNECTIONS = "observatory_active_connections"
+    TOKENS_PROCESSED = "observatory_tokens_processed_total"
+    TOTAL_COST_USD = "observatory_cost_usd_total"
+    ERRORS_TOTAL = "observatory_errors_total"
+    CACHE_HITS = "observatory_cache_hits_total"
+    CACHE_MISSES = "observatory_cache_misses_total"
+    RATE_LIMIT_REJECTIONS = "observatory_rate_limit_rejections_total"
+    RETRY_ATTEMPTS = "observatory_retry_attempts_total"
+
+
+class Definition(msgspec.Struct, frozen=True):
+    """What a metric is."""
+
+    kind: Kind
+    unit: str = ""
+    description: str = ""
+
+
+EVENTS_APPLIED: Final = "observatory_events_applied_total"
+UNPRICED_CALLS: Final = "observatory_unpriced_calls_total"
+FIRST_TOKEN: Final = "observatory_time_to_first_token_seconds"  # noqa: S105 (of a language model)
+SERIES_FOLDED: Final = "observatory_series_folded_total"
+VALUES_REFUSED: Final = "observatory_values_refused_total"
+BATCHES_LOST: Final = "observatory_batches_lost_total"
+
+OURS: Final[dict[str, Definition]] = {
+    Metric.REQUESTS_TOTAL: Definition("counter", "{request}", "LLM calls, by provider, model and status"),
+    Metric.REQUEST_LATENCY: Definition("histogram", "s", "Latency of LLM calls"),
+    Metric.ACTIVE_CONNECTIONS: Definition("gauge", "", "Connections open now, by kind"),
+    Metric.TOKENS_PROCESSED: Definition("counter", "{token}", "Tokens processed, by provider, model and type"),
+    Metric.TOTAL_COST_USD: Definition("counter", "{USD}", "Cost of LLM calls"),
+    Metric.ERRORS_TOTAL: Definition("counter", "", "Errors, by code and module"),
+    Metric.CACHE_HITS: Definition("counter", "", "Cache hits, by cache and tier"),
+    Metric.CACHE_MISSES: Definition("counter", "", "Cache misses, by cache"),
+    Metric.RATE_LIMIT_REJECTIONS: Definition("counter", "", "Refusals, by limit"),
+    Metric.RETRY_ATTEMPTS: Definition("counter", "", "Retries, by name and outcome"),
+    FIRST_TOKEN: Definition("histogram", "s", "Time to the first token of a streamed LLM call"),
+    UNPRICED_CALLS: Definition("counter", "{request}", "LLM calls whose price is unknown"),
+    EVENTS_APPLIED: Definition("counter", "{event}", "Events that workers have applied, by type"),
+    SERIES_FOLDED: Definition("counter", "", "Recordings folded into the overflow series, by metric"),
+    VALUES_REFUSED: Definition("counter", "", "Recordings refused because their value was not acceptable, by metric"),
+    BATCHES_LOST: Definition("counter", "", "Batches that could not be delivered, by feature"),
+}
+
+OVERFLOW: Final = "observatory_overflow"
+"""The label of the series into which a metric's further series are folded when it has too many."""
+
+_LIMIT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_METRIC = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
+_CACHE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def _checked(pattern: re.Pattern[str], value: object, what: str) -> str:
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise InvalidArgument(f"{what} {value!r:.90} must match {pattern.pattern}")
+    return value
+
+
+def limit_name(value: object) -> str:
+    return _checked(_LIMIT, value, "limit name")
+
+
+def namespace(value: object) -> str:
+    return _checked(_NAMESPACE, value, "namespace")
+
+
+def metric_name(value: object) -> str:
+    return _checked(_METRIC, value, "metric name")
+
+
+def label_name(value: object) -> str:
+    return _checked(_LABEL, value, "label name")
+
+
+def cache_name(value: object) -> str:
+    return _checked(_CACHE, value, "cache name")

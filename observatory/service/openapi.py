@@ -1,0 +1,53 @@
+"""The OpenAPI description, made from the table of routes and msgspec's schemas."""
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from ..version import __version__
+from .problems import MEDIA_TYPE
+from .routes import TABLE, Endpoint
+
+_REFERENCE = "#/components/schemas/{name}"
+
+
+def document() -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    kinds = [kind for endpoint in TABLE for kind in (endpoint.body, endpoint.answer) if kind is not None]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
+    by_kind = dict(zip(map(repr, kinds), schemas, strict=True))
+    paths: dict[str, Any] = {}
+    for endpoint in TABLE:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, by_kind)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Observatory", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": HTTPStatus(endpoint.status).phrase}
+    if endpoint.answer is not None:
+        answer["content"] = {"application/json": {"schema": schemas[repr(endpoint.answer)]}}
+    operation: dict[str, Any] = {
+        "summary": endpoint.summary,
+        "operationId": endpoint.path.strip("/").replace("/", "_"),
+        "responses": {
+            str(endpoint.status): answer,
+            "default": {"description": "A problem document (RFC 9457)", "content": {MEDIA_TYPE: {}}},
+        },
+    }
+    if endpoint.body is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schemas[repr(endpoint.body)]}},
+        }
+    if endpoint.parameters:
+        operation["parameters"] = [
+            {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
+            for name, text in endpoint.parameters
+        ]
+    return operation

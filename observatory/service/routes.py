@@ -1,0 +1,191 @@
+"""One handler per verb: read, ask the client, write; no thought of its own. One table, from which OpenAPI is made too."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..client import Observatory
+from ..errors import InvalidArgument, ObservatoryError, StoreError
+from ..features.metrics import Result
+from ..features.rate_limiter import Decision
+from . import body
+from .schemas import CheckAnswer, CheckBody, EventsAnswer, LimitBody, ReadyAnswer, Rejected, event
+
+MAX_EVENTS = 10_000
+"""Events in one request."""
+
+
+class State:
+    """What the handlers share: the open client, and whether this instance is on its way out."""
+
+    def __init__(self, obs: Observatory) -> None:
+        self.obs = obs
+        self.draining = False
+
+
+class Answer(NamedTuple):
+    """A value on its way out."""
+
+    value: Any
+    status: int = 200
+    headers: dict[str, str] | None = None
+
+
+Handler = Callable[[State, Request], Awaitable[Answer | Response]]
+
+
+class Endpoint(NamedTuple):
+    """A row of the table."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: Handler
+    summary: str
+    body: Any = None
+    answer: Any = None
+    parameters: tuple[tuple[str, str], ...] = ()
+    status: int = 200
+
+
+async def check(state: State, request: Request) -> Answer:
+    decision = await _asked(state, request, take=True)
+    deny_status = request.query_params.get("deny_status", "200")
+    if deny_status not in ("200", "429"):
+        raise InvalidArgument(f"deny_status must be 200 or 429, got {deny_status!r:.20}")
+    return Answer(decision, 200 if decision.allowed else int(deny_status), decision.headers())
+
+
+async def peek(state: State, request: Request) -> Answer:
+    decision = await _asked(state, request, take=False)
+    return Answer(decision, 200, decision.headers())
+
+
+async def _asked(state: State, request: Request, *, take: bool) -> Decision:
+    raw = await body.read(request, state.obs.settings.serve.max_body)
+    asked = body.decode(raw, CheckBody)
+    # Over HTTP nothing is bound: an identity that is not given is the limit's one bucket, or an error that names `by`.
+    return await state.obs.rate_limiter.check(asked.asked(), asked.identity or {}, asked.costs() if take else 0)
+
+
+async def limits(state: State, request: Request) -> Answer:
+    return Answer([_limit_body(limit) for limit in state.obs.rate_limiter.limits()])
+
+
+def _limit_body(limit: Any) -> LimitBody:
+    return LimitBody(**msgspec.structs.asdict(limit))
+
+
+async def events(state: State, request: Request) -> Answer:
+    raw = await body.read(request, state.obs.settings.serve.max_body)
+    posted = body.items(raw, request.headers.get("content-type", ""))
+    if len(posted) > MAX_EVENTS:
+        raise InvalidArgument(f"at most {MAX_EVENTS} events at once, got {len(posted)}")
+    now_us = state.obs.store.server_us() or 0
+    good: list[tuple[str, bytes]] = []
+    rejected: list[Rejected] = []
+    for index, item in enumerate(posted):
+        try:
+            good.append(event(item, now_us))
+        except ObservatoryError as error:
+            rejected.append(Rejected(index, error.code, error.message))
+    done = await state.obs.events.accept(good)
+    answer = EventsAnswer(done.accepted, done.duplicates, rejected)
+    # A caller who looks at the status only must not take "all of them were wrong" for success.
+    return Answer(answer, 400 if rejected and not good else 202)
+
+
+async def query(state: State, request: Request) -> Answer:
+    wanted = request.query_params
+    unknown = set(wanted) - {"metric", "stat", "by", "where", "since", "until", "step", "top"}
+    if unknown:
+        raise InvalidArgument(f"unknown parameter {min(unknown)!r:.40}")
+    if "metric" not in wanted:
+        raise InvalidArgument("metric is missing", remedy="Add ?metric=observatory_requests_total")
+    found = await state.obs.metrics.query(
+        wanted["metric"],
+        wanted.get("stat", "total"),
+        by=tuple(filter(None, wanted.get("by", "").split(","))),
+        where=wanted.get("where", ""),
+        since=wanted.get("since", "1h"),
+        until=wanted.get("until", "now"),
+        step=_seconds(wanted.get("step")),
+        top=_whole(wanted.get("top")),
+    )
+    return Answer(found)
+
+
+def _seconds(text: str | None) -> float | None:
+    from .. import units
+
+    if text is None:
+        return None
+    return units.seconds(text, "step")
+
+
+def _whole(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise InvalidArgument(f"top must be a whole number, got {text!r:.20}")
+    return int(text)
+
+
+async def metrics(state: State, request: Request) -> Response:
+    if "scope" in request.query_params:
+        raise InvalidArgument("scope is not supported by this version: /metrics is the fleet's")
+    text = await state.obs.metrics.exposition()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def live(state: State, request: Request) -> Answer:
+    return Answer({"status": "ok"})
+
+
+async def ready(state: State, request: Request) -> Answer:
+    checks = []
+    try:
+        await state.obs.ready(timeout=1.0)
+        checks.append(CheckAnswer("redis", "ok"))
+    except StoreError as error:
+        checks.append(CheckAnswer("redis", "fail", error.message))
+    if state.draining:
+        checks.append(CheckAnswer("draining", "fail", "this instance is stopping"))
+    down = any(one.status == "fail" for one in checks)
+    status = "draining" if state.draining else "unavailable" if down else "ok"
+    return Answer(ReadyAnswer(status, checks), 503 if down else 200)
+
+
+_QUERY = (
+    ("metric", "name of the metric"),
+    ("stat", "total, rate; count, sum, avg, p50 … p99.9; last, min, max"),
+    ("by", "labels to group by, separated by commas"),
+    ("where", 'PromQL matchers: model=~"gpt-.*",tenant!="acme"'),
+    ("since", 'RFC 3339, a date, or an age such as "1h"'),
+    ("until", 'RFC 3339, a date, "now", or an age'),
+    ("step", "seconds between points; none: one value per series"),
+    ("top", "only the largest so many"),
+)
+
+TABLE: tuple[Endpoint, ...] = (
+    Endpoint(
+        *("POST", "/v1/rate_limiter/check", check, "Take now or be told when; a refusal is 200 with allowed=false"),
+        body=CheckBody,
+        answer=Decision,
+        parameters=(("deny_status", "429: answer a refusal with this status"),),
+    ),
+    Endpoint("POST", "/v1/rate_limiter/peek", peek, "Look without taking", body=CheckBody, answer=Decision),
+    Endpoint("GET", "/v1/rate_limiter/limits", limits, "The limits as they stand", answer=list[LimitBody]),
+    Endpoint(
+        *("POST", "/v1/events", events, "Hand in events: JSON array, NDJSON or msgpack; each id counts once"),
+        answer=EventsAnswer,
+        status=202,
+    ),
+    Endpoint("GET", "/v1/metrics/query", query, "What the fleet has recorded", answer=Result, parameters=_QUERY),
+    Endpoint("GET", "/metrics", metrics, "The fleet's lifetime totals, in Prometheus' text format"),
+    Endpoint("GET", "/healthz", live, "This process runs"),
+    Endpoint("GET", "/livez", live, "This process runs"),
+    Endpoint("GET", "/readyz", ready, "503 while the store is away, or this instance is stopping", answer=ReadyAnswer),
+)

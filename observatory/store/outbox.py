@@ -1,0 +1,91 @@
+"""Exactly-once delivery of frozen batches, for every feature that counts.
+
+What holds: a batch is added once, however often it is sent, in whatever order replies are lost; after a failover that lost
+acknowledged batches, those of the last ten seconds are sent again. What may be lost: batches older than that, and what a
+process had not yet delivered when it was killed. Both are bounded, and the first is counted.
+"""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from ..clock import monotonic
+
+B = TypeVar("B")
+
+KEEP_FOR = 10.0
+"""Seconds that an acknowledged batch is kept, in case a failover loses it. Longer than any replication lag we promise for."""
+
+DUPLICATE, ADDED, GAP = 0, 1, 2
+
+
+class Verdict(NamedTuple):
+    """What the store said of a batch: what became of it, and the writer's watermark now."""
+
+    what: int
+    watermark: int
+
+
+def new_writer() -> str:
+    """An identity that was never used before."""
+    return secrets.token_hex(8)
+
+
+class Outbox(Generic[B]):
+    """Batches on their way. `send(writer, number, batch)` runs the script that adds one."""
+
+    def __init__(self, send: Callable[[str, int, B], Awaitable[Verdict]]) -> None:
+        self._send = send
+        self._delivering = asyncio.Lock()
+        self.lost = 0
+        """Batches that a failover lost and that were too old to be sent again."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Another identity with nothing on its way: a forked child, or a copy of this process, must not share ours."""
+        self.writer = new_writer()
+        self._next = 1
+        self._pending: deque[tuple[int, B]] = deque()
+        self._kept: deque[tuple[int, B, float]] = deque()
+        self._delivering = asyncio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def put(self, batch: B) -> None:
+        """Freeze it: from now on it is sent as it is, under this number."""
+        self._pending.append((self._next, batch))
+        self._next += 1
+
+    async def deliver(self) -> None:
+        """Send what is pending, in order. StoreUnavailable leaves the rest pending; cancellation too."""
+        async with self._delivering:
+            while self._pending:
+                number, batch = self._pending[0]
+                verdict = await self._send(self.writer, number, batch)
+                if verdict.what == GAP:
+                    self._refill(verdict.watermark)
+                    continue
+                # A duplicate is what an earlier send became whose reply was lost.
+                self._pending.popleft()
+                self._kept.append((number, batch, monotonic()))
+            forget_before = monotonic() - KEEP_FOR
+            while self._kept and self._kept[0][2] < forget_before:
+                self._kept.popleft()
+
+    def _refill(self, watermark: int) -> None:
+        """The store is behind us: go back to the batch after its watermark, as far as we still have it."""
+        again = [(number, batch) for number, batch, _ in self._kept if number > watermark]
+        self._kept.clear()
+        batches = [*again, *self._pending]
+        missing = batches[0][0] - (watermark + 1)
+        if missing > 0:
+            # What lies between is gone for good. Our old numbers can never be added any more, so a new identity may
+            # carry the same batches.
+            self.lost += missing
+            self.writer = new_writer()
+            batches = [(number, batch) for number, (_, batch) in enumerate(batches, 1)]
+            self._next = len(batches) + 1
+        self._pending = deque(batches)

@@ -1,0 +1,110 @@
+"""OpenTelemetry spans with W3C context in and out. The SDK is loaded only when a span is asked for."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from opentelemetry import baggage, context, propagate, trace
+from opentelemetry.trace import Span, SpanKind, Tracer
+
+from . import dimensions
+
+Kind = Literal["internal", "server", "client", "producer", "consumer"]
+
+
+def ids() -> dict[str, str]:
+    """trace_id and span_id of the current span, or nothing."""
+    current = trace.get_current_span().get_span_context()
+    if not current.is_valid:
+        return {}
+    return {"trace_id": f"{current.trace_id:032x}", "span_id": f"{current.span_id:016x}"}
+
+
+class Tracing:
+    """Spans of one service. Uses the global tracer provider where the application has set one, else one of its own."""
+
+    def __init__(self, service: str, instance: str, sample_ratio: float) -> None:
+        self._service = service
+        self._instance = instance
+        self._sample_ratio = sample_ratio
+        self._tracer: Tracer | None = None
+        self._provider: Any = None
+
+    def inject(self, headers: dict[str, str]) -> dict[str, str]:
+        """Adds traceparent, tracestate and baggage (the bound dimensions) to the headers, and returns them."""
+        carried = context.get_current()
+        for name, value in dimensions.current().items():
+            carried = baggage.set_baggage(name, value, carried)
+        propagate.inject(headers, carried)
+        return headers
+
+    @property
+    def trace_id(self) -> str | None:
+        """Of the current span; None outside of one."""
+        return ids().get("trace_id")
+
+    @contextmanager
+    def span(
+        self,
+        name: str,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        kind: Kind = "internal",
+        parent: Mapping[str, str] | None,
+    ) -> Iterator[Span]:
+        """parent: headers with a traceparent; None: the current span."""
+        came_with = propagate.extract(dict(parent)) if parent is not None else None
+        said = {**dimensions.current(), **(attributes or {})}
+        with self._get().start_as_current_span(name, context=came_with, kind=SpanKind[kind.upper()], attributes=said) as span:
+            yield span
+
+    def _get(self) -> Tracer:
+        if self._tracer is None:
+            provider = trace.get_tracer_provider()
+            if type(provider).__name__ == "ProxyTracerProvider":
+                provider = self._own()
+            self._tracer = provider.get_tracer("observatory")
+        return self._tracer
+
+    def _own(self) -> trace.TracerProvider:
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+
+        provider = TracerProvider(
+            sampler=ParentBasedTraceIdRatio(self._sample_ratio),
+            resource=Resource.create({"service.name": self._service, "service.instance.id": self._instance}),
+        )
+        if exporter := _exporter():
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+            provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._provider = provider
+        return provider
+
+    def close(self) -> None:
+        """Send what is buffered and stop. Blocks for as long as the exporter's timeout: call it from a thread."""
+        provider, self._provider, self._tracer = self._provider, None, None
+        if provider is not None:
+            provider.shutdown()
+
+    def forget(self) -> None:
+        """A forked child: the exporter's thread did not come along."""
+        self._provider = self._tracer = None
+
+
+def _exporter() -> Any:
+    """The exporter that the standard OTEL_* variables ask for, or None."""
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if disabled or not endpoint:
+        return None
+    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Exporter
+    else:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[assignment]
+            OTLPSpanExporter as Exporter,
+        )
+    return Exporter()

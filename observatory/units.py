@@ -1,0 +1,137 @@
+"""Numbers at the door: durations, sizes, amounts, counts. NaN, infinities, negatives and halves are refused here, once."""
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+
+from .errors import InvalidArgument
+
+NANO = 1_000_000_000
+MAX_EXACT = 2**52
+"""The largest whole number that every script handles exactly, with room to add two of them (Lua numbers are doubles)."""
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)?")
+_SECONDS = {
+    "us": Fraction(1, 10**6),
+    "ms": Fraction(1, 1000),
+    "s": Fraction(1),
+    "m": Fraction(60),
+    "h": Fraction(3600),
+    "d": Fraction(86_400),
+    "w": Fraction(7 * 86_400),
+}
+_SIZE = re.compile(r"(\d+)(B|KiB|MiB|GiB|kB|MB|GB)?")
+_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _exact(value: object, what: str) -> Fraction:
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | Fraction):
+        raise InvalidArgument(f"{what} must be a number, got {value!r:.80}")
+    try:
+        # A float means its shortest decimal form: 0.1 is one tenth, not the double next to it.
+        return Fraction(str(value)) if isinstance(value, float) else Fraction(value)
+    except (ValueError, OverflowError, InvalidOperation):
+        raise InvalidArgument(f"{what} must be a finite number, got {value!r:.80}") from None
+
+
+def microseconds(value: object, what: str = "duration") -> int:
+    """Whole microseconds of a duration: seconds, a timedelta, or "250ms" "30s" "5m" "1h" "7d"."""
+    if isinstance(value, timedelta):
+        value = Fraction(value // timedelta(microseconds=1), 10**6)
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip())
+        if found is None:
+            raise InvalidArgument(f"{what}: {value!r:.80} is not a duration", remedy='Write seconds or "500ms", "5m", "1h"')
+        value = Fraction(found[1]) * _SECONDS[found[2] or "s"]
+    whole = round(_exact(value, what) * 10**6)
+    if not 0 <= whole <= MAX_EXACT:
+        raise InvalidArgument(f"{what} must be between 0 and 142 years, got {value!s:.80}")
+    return whole
+
+
+def seconds(value: object, what: str = "duration") -> float:
+    """Seconds of a duration, as asyncio has them."""
+    return microseconds(value, what) / 1e6
+
+
+def size(value: object, what: str = "size") -> int:
+    """Bytes: a whole number, or "64MiB"."""
+    if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+        return int(found[1]) * _BYTES[found[2] or "B"]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidArgument(f"{what}: {value!r:.80} is not a size", remedy='Write bytes or "64MiB"')
+    return value
+
+
+def units(value: object, unit: str, what: str = "amount") -> int:
+    """An amount as the scripts count it: nano-dollars for usd, whole numbers for everything else, 0 .. 2^52."""
+    exact = _exact(value, what)
+    if unit == "usd":
+        exact *= NANO
+        whole = round(exact)
+    elif exact.denominator != 1:
+        raise InvalidArgument(f"{what} must be a whole number of {unit}, got {value!s:.80}")
+    else:
+        whole = exact.numerator
+    if whole < 0:
+        raise InvalidArgument(f"{what} must not be negative, got {value!s:.80}")
+    if whole > MAX_EXACT:
+        raise InvalidArgument(f"{what} must be at most 2^52 {'nano-dollars' if unit == 'usd' else unit}, got {value!s:.80}")
+    return whole
+
+
+def parsed(value: object, what: str) -> object:
+    """A number that may be written as a string, so that money keeps its digits. InvalidArgument names the field."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return Decimal(value)
+    except InvalidOperation:
+        raise InvalidArgument(f"{what}: {value!r:.60} is not a number") from None
+
+
+def amount(whole: int, unit: str) -> int | Decimal:
+    """The other way: what a person reads."""
+    return Decimal(whole).scaleb(-9).normalize() if unit == "usd" else whole
+
+
+def nano(value: object, what: str = "value") -> int:
+    """A recorded value in billionths, exact for every int and Decimal of nine places."""
+    return round(_exact(value, what) * NANO)
+
+
+def moment_us(value: datetime | str, now_us: int, what: str = "moment") -> int:
+    """Microseconds since the epoch of an aware datetime, RFC 3339, a date, "now", or an age ("7d" = seven days ago)."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text == "now":
+            return now_us
+        if _DURATION.fullmatch(text):
+            return now_us - microseconds(text, what)
+        try:
+            value = datetime.fromisoformat(text)
+        except ValueError:
+            raise InvalidArgument(
+                f"{what}: {text!r:.80} is not a moment", remedy='Write RFC 3339, a date, "now", or an age such as "1h"'
+            ) from None
+        if value.tzinfo is None and len(text) == 10:
+            value = value.replace(tzinfo=UTC)
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidArgument(f"{what} must be an aware datetime or a string, got {value!r:.80}")
+    return round((value - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
+
+
+def moment(us: int) -> datetime:
+    """An aware datetime of microseconds since the epoch."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
+
+
+def timeout(value: float | None, what: str = "timeout") -> float | None:
+    """Seconds to wait, or None for ever."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
+        raise InvalidArgument(f"{what} must be seconds >= 0 or None, got {value!r:.80}")
+    return float(value)
