@@ -1,0 +1,88 @@
+"""What every command shares: where the store is, how to print, what an error's exit code is.
+
+Exit codes: 0 yes or done, 1 no (refused, findings, a check that failed), 2 usage or configuration, 3 store or service away.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..client import Observatory
+from ..errors import ConfigurationError, InvalidArgument, ObservatoryError, StoreError, StoreUnavailable
+from ..logs import dumps
+from ..settings import Settings
+
+T = TypeVar("T")
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Context(msgspec.Struct):
+    """The global options."""
+
+    redis_url: str | None = None
+    namespace: str | None = None
+    config: str | None = None
+    json: bool = False
+
+    def settings(self, **more: Any) -> Settings:
+        return Settings.load(self.config, redis_url=self.redis_url, namespace=self.namespace, **more)
+
+    def environment(self) -> dict[str, str]:
+        """The same options for a child process: by environment, since a command line can be read by everybody."""
+        given = {
+            "OBSERVATORY_REDIS_URL": self.redis_url,
+            "OBSERVATORY_NAMESPACE": self.namespace,
+            "OBSERVATORY_CONFIG": self.config,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def observatory(self, role: str, **more: Any) -> Observatory:
+        """A client that is not open yet, and says little."""
+        return Observatory("observatory", settings=self.settings(**more), role=role)
+
+    def ask(self, question: Callable[[Observatory], Awaitable[T]]) -> T:
+        """Open, ask, close. A store that is away is an error here: nobody waits at a prompt."""
+
+        async def run() -> T:
+            async with self.observatory("cli", log_level="error") as obs:
+                if not obs.store.joined:
+                    raise StoreUnavailable(f"the store cannot be reached: {obs.store.address.shown}")
+                return await question(obs)
+
+        return done(run())
+
+
+def done(work: Coroutine[Any, Any, T]) -> T:
+    """Run it; an error of ours becomes one line and an exit code."""
+    try:
+        return asyncio.run(work)
+    except ObservatoryError as error:
+        fail(error)
+
+
+def fail(error: ObservatoryError) -> NoReturn:
+    code = 3 if isinstance(error, StoreError) else 2 if isinstance(error, ConfigurationError | InvalidArgument) else 1
+    ERR.print(f"observatory: {error}", style="bold" if ERR.is_terminal else None, markup=False)
+    raise typer.Exit(code)
+
+
+def show_json(value: Any) -> None:
+    """One document on stdout."""
+    sys.stdout.write(dumps(msgspec.to_builtins(value)) + "\n")
+
+
+def show_table(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in columns:
+        table.add_column(column.upper(), no_wrap=True, justify="right" if column.endswith("#") else "left")
+    for row in rows:
+        table.add_row(*row)
+    OUT.print(table)
