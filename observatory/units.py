@@ -99,6 +99,9 @@ def amount(whole: int, unit: str) -> int | Decimal:
 
 def nano(value: object, what: str = "value") -> int:
     """A recorded value in billionths, exact for every int and Decimal of nine places."""
+    if type(value) is float and 0.0 <= value < 1e6:
+        # A double below 2^20 has more digits than nine places need: rounding it is what the exact way below gives too.
+        return round(value * NANO)
     return round(_exact(value, what) * NANO)
 
 

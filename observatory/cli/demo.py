@@ -19,7 +19,9 @@ async def demo(context: Context, seconds: float, *, quiet: bool) -> Report:
     """2 services, 2 workers, 4 client processes (two with the library, two over HTTP), one limit, one set of numbers."""
     with tempfile.TemporaryDirectory(prefix="observatory-demo-") as directory:
         # A place of its own: a demo neither reads nor leaves anything in the user's data directory.
-        async with running(context, services=SERVICES, workers=WORKERS, host="127.0.0.1", port=0, data_dir=Path(directory)) as (
+        async with running(
+            context, services=SERVICES, workers=WORKERS, host="127.0.0.1", port=0, data_dir=Path(directory), log_level="warning"
+        ) as (
             obs,
             fleet,
         ):

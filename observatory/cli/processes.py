@@ -71,18 +71,20 @@ class Running(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def running(
-    context: Context, *, services: int, workers: int, host: str, port: int, data_dir: Path | None = None
+    context: Context, *, services: int, workers: int, host: str, port: int, data_dir: Path | None, log_level: str | None = None
 ) -> AsyncIterator[Running]:
     """Services and workers on one store, embedded unless the settings name another; all gone when it ends."""
     if data_dir is not None and context.redis_url is None:
-        context.redis_url = f"embedded://{data_dir.absolute()}"
-    obs = context.observatory("up")
+        context.redis_url = f"embedded://{data_dir}"
+    obs = context.observatory("up", log_level=log_level)
     async with obs:
         await obs.ready(timeout=20.0)
         where = obs.store.address
         environment = context.environment()
         if where.embedded is not None:
             environment["OBSERVATORY_REDIS_URL"] = where.shown
+        if log_level is not None:
+            environment["OBSERVATORY_LOG_LEVEL"] = log_level
         if "serve.drain_for" not in obs.settings.sources:
             environment["OBSERVATORY_SERVE_DRAIN_FOR"] = "0"
         fleet = Fleet(environment)
@@ -97,11 +99,9 @@ async def running(
 
 async def up(context: Context, *, services: int, workers: int, host: str, port: int, data_dir: Path | None) -> None:
     """Until Ctrl-C."""
+    where = data_dir.absolute() if data_dir is not None else None  # noqa: ASYNC240 (no file is touched)
     with stop_signal() as stop:
-        async with running(context, services=services, workers=workers, host=host, port=port, data_dir=data_dir) as (
-            obs,
-            fleet,
-        ):
+        async with running(context, services=services, workers=workers, host=host, port=port, data_dir=where) as (obs, fleet):
             OUT.print(f"store    {obs.store.address.shown}")
             for service in fleet.services:
                 OUT.print(f"service  {service.url}")
