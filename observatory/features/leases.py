@@ -33,7 +33,7 @@ def _release(store: Store, *, lease: Key, owner: str) -> Awaitable[list[int]]: .
 class Leases:
     """What one owner holds."""
 
-    def __init__(self, store: Callable[[], Store], owner: str) -> None:
+    def __init__(self, store: Callable[[], Store], owner: Callable[[], str]) -> None:
         self._store = store
         self._owner = owner
 
@@ -49,7 +49,7 @@ class Leases:
             lease=store.keys.lease(name),
             fences=store.keys.fences(),
             name=name,
-            owner=self._owner,
+            owner=self._owner(),
             lease_ms=max(int(lease * 1000), 1),
         )
         return Lease(name, fence, asked_at + lease) if owned else None
@@ -57,4 +57,4 @@ class Leases:
     async def release(self, name: str) -> None:
         """Let go, if still the owner."""
         store = self._store()
-        await _release(store, lease=store.keys.lease(name), owner=self._owner)
+        await _release(store, lease=store.keys.lease(name), owner=self._owner())

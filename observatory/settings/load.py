@@ -1,144 +1,21 @@
-"""Every setting in one table: name, kind, default, unit, sentence.
-
-Layers, lowest first: defaults < file < environment < arguments.
-
-`observatory config docs` prints the table. Every error names the key, the layer and the remedy.
-"""
+"""From layers to settings: defaults < file < environment < arguments. Every error names the key, the layer and the remedy."""
 
 import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, get_args
 
 import msgspec
 
-from . import names, units
-from .errors import ConfigurationError, InvalidArgument
+from .. import names, units
+from ..errors import ConfigurationError, InvalidArgument
+from .table import SECTIONS, TABLE, Everything, LimitSettings, value_of
 
 
-class Row(NamedTuple):
-    """What the table says of one setting, beside its name, type and default."""
-
-    kind: Literal["text", "secret", "seconds", "bytes", "count", "fraction", "names", "words", "choice", "path"]
-    meaning: str
-    unit: str = ""
-    live: bool = False
-
-
-class Section(msgspec.Struct, frozen=True):
-    """Settings that belong together; `section` is the table's name in the file and the middle of the environment's."""
-
-    section: ClassVar[str] = ""
-
-
-class Redis(Section, frozen=True):
-    section = "redis"
-    url: Annotated[str | None, Row("text", "where the store is; also OBSERVATORY_REDIS_URL")] = None
-    password: Annotated[str | None, Row("secret", "kept out of URLs and logs; also OBSERVATORY_REDIS_PASSWORD_FILE")] = None
-    allow_eviction: Annotated[tuple[str, ...], Row("words", "eviction policies accepted on coordination data")] = ()
-    max_wait: Annotated[float, Row("seconds", "latency that one shared decision may add; slower counts as away", "s")] = 0.25
-    connect_timeout: Annotated[float, Row("seconds", "how long a connection may take to be made", "s")] = 2.0
-    socket_timeout: Annotated[float, Row("seconds", "an unanswered call older than this drops the connection", "s")] = 2.0
-
-
-class Cache(Section, frozen=True):
-    section = "cache"
-    redis_url: Annotated[str | None, Row("text", "a store that may evict, for entries only; default: redis.url")] = None
-    ttl: Annotated[float, Row("seconds", "how long an entry lives when nothing else is said", "s")] = 300.0
-    jitter: Annotated[float, Row("fraction", "up to this fraction is taken off each time to live")] = 0.1
-    max_value: Annotated[int, Row("bytes", "largest encoded value", "bytes")] = 8 * 2**20
-
-
-class RetrySettings(Section, frozen=True):
-    section = "retry"
-    attempts: Annotated[int, Row("count", "calls in all")] = 3
-    timeout: Annotated[float, Row("seconds", "deadline over all attempts, waits included", "s")] = 30.0
-    wait_initial: Annotated[float, Row("seconds", "first wait", "s")] = 0.1
-    wait_max: Annotated[float, Row("seconds", "longest wait, after jitter", "s")] = 10.0
-    wait_jitter: Annotated[float, Row("seconds", "most that is added at random", "s")] = 1.0
-    wait_exp_base: Annotated[float, Row("fraction", "each wait is the one before times this")] = 2.0
-
-
-class MetricsSettings(Section, frozen=True):
-    section = "metrics"
-    flush_every: Annotated[float, Row("seconds", "what a SIGKILL may lose", "s")] = 1.0
-    dimensions: Annotated[tuple[str, ...], Row("names", "bound dimensions that become labels, beside provider and model")] = ()
-    max_series: Annotated[int, Row("count", "series per metric and process; the rest fold into one and are counted")] = 2000
-
-
-class EventsSettings(Section, frozen=True):
-    section = "events"
-    partitions: Annotated[int, Row("count", "streams the namespace's telemetry is divided into; fixed when it is made")] = 4
-    max_entries: Annotated[
-        int, Row("count", "stream entries kept per partition; beyond, the oldest are dropped and counted")
-    ] = 10_000
-    max_buffered: Annotated[int, Row("count", "events a process keeps while the store is away")] = 100_000
-
-
-class Log(Section, frozen=True):
-    section = "log"
-    level: Annotated[Literal["debug", "info", "warning", "error", "critical"], Row("choice", "lowest level written")] = "info"
-    format: Annotated[Literal["auto", "json", "text"], Row("choice", "auto: text on a terminal, else JSON")] = "auto"
-
-
-class TracingSettings(Section, frozen=True):
-    section = "tracing"
-    sample_ratio: Annotated[float, Row("fraction", "share of traces recorded when nobody upstream has decided")] = 1.0
-
-
-class Serve(Section, frozen=True):
-    section = "serve"
-    host: Annotated[str, Row("text", "address to listen on; a public one needs --allow-anonymous")] = "127.0.0.1"
-    port: Annotated[int, Row("count", "port to listen on; 0: any free one")] = 8484
-    processes: Annotated[int, Row("count", "processes that share the port")] = 1
-    drain_for: Annotated[float, Row("seconds", "readyz answers 503 this long before the listener closes", "s")] = 5.0
-    max_body: Annotated[int, Row("bytes", "largest request body", "bytes")] = 4 * 2**20
-
-
-class Worker(Section, frozen=True):
-    section = "worker"
-    drain_timeout: Annotated[float, Row("seconds", "how long a stopping worker may finish what it holds", "s")] = 30.0
-    lease: Annotated[float, Row("seconds", "a partition is taken over this long after its worker fell silent", "s")] = 5.0
-
-
-class LimitSettings(msgspec.Struct, frozen=True):
-    """A limit as a file says it; fields left out come from the limit that code declares."""
-
-    amount: int | float | str | None = None
-    per: int | float | str | None = None
-    burst: int | float | str | None = None
-    unit: str | None = None
-    by: str | tuple[str, ...] | None = None
-
-
-class Settings(msgspec.Struct, frozen=True):
+class Settings(Everything, frozen=True):
     """All settings of one process, frozen. Build with `load`."""
-
-    section: ClassVar[str] = ""
-    service_name: Annotated[str | None, Row("text", "also OTEL_SERVICE_NAME")] = None
-    namespace: Annotated[str, Row("text", "part of every key")] = "default"
-    environment: Annotated[str, Row("text", "only `development` may start an embedded server unasked")] = "development"
-    instance: Annotated[str | None, Row("text", "this process's name; default: host-pid-4hex")] = None
-    home: Annotated[
-        str | None, Row("path", "where the embedded server keeps its state; default: the user's data directory")
-    ] = None
-    shutdown_timeout: Annotated[float, Row("seconds", "bound of closing", "s")] = 10.0
-    redis: Redis = Redis()
-    cache: Cache = Cache()
-    retry: RetrySettings = RetrySettings()
-    metrics: MetricsSettings = MetricsSettings()
-    events: EventsSettings = EventsSettings()
-    log: Log = Log()
-    tracing: TracingSettings = TracingSettings()
-    serve: Serve = Serve()
-    worker: Worker = Worker()
-    limits: Mapping[str, LimitSettings] = {}
-    sources: Mapping[str, str] = {}
-    """Which layer each setting that is not a default came from."""
-    warnings: tuple[str, ...] = ()
-    """What looked like a mistake in the environment; logged once when opening."""
 
     @classmethod
     def load(cls, file: str | None = None, *, environ: Mapping[str, str] | None = None, **values: Any) -> "Settings":
@@ -174,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     def replace(self, **values: Any) -> "Settings":
         """The same settings with some values changed, named as in `load`."""
-        found = {key: _value(self, key) for key in TABLE}
+        found = {key: value_of(self, key) for key in TABLE}
         for name, value in values.items():
             if name not in _ARGUMENTS:
                 raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
@@ -182,37 +59,10 @@ class Settings(msgspec.Struct, frozen=True):
         return _build(found, limits=self.limits, sources=self.sources, warnings=self.warnings)
 
 
-def _rows(kind: type[Any]) -> Iterator[tuple[str, Row, Any]]:
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        if get_origin(hint) is Annotated and isinstance(get_args(hint)[1], Row):
-            yield name, get_args(hint)[1], get_args(hint)[0]
-
-
-_SECTIONS: dict[str, type[Section]] = {
-    name: hint for name, hint in get_type_hints(Settings).items() if isinstance(hint, type) and issubclass(hint, Section)
-}
-TABLE: dict[str, tuple[Row, Any]] = {
-    **{name: (row, hint) for name, row, hint in _rows(Settings)},
-    **{f"{section}.{name}": (row, hint) for section, kind in _SECTIONS.items() for name, row, hint in _rows(kind)},
-}
 _ARGUMENTS = {key.replace(".", "_"): key for key in TABLE}
 _ENVIRONMENT = {f"OBSERVATORY_{name.upper()}": key for name, key in _ARGUMENTS.items()}
 _STANDARD = {"OTEL_SERVICE_NAME": "service_name"}
 _OTHERS = {"OBSERVATORY_CONFIG"}
-
-
-def defaults() -> dict[str, Any]:
-    """The default of every setting, by key."""
-    return {key: _value(Settings(), key) for key in TABLE}
-
-
-def environment_name(key: str) -> str:
-    return f"OBSERVATORY_{key.replace('.', '_').upper()}"
-
-
-def _value(settings: Settings, key: str) -> Any:
-    section, _, name = key.rpartition(".")
-    return getattr(getattr(settings, section) if section else settings, name)
 
 
 def _nearest(word: str, known: Mapping[str, Any] | set[str], quote: str = '"') -> str:
@@ -231,7 +81,7 @@ def _read(path: str) -> dict[str, Any]:
 
 def _flat(document: Mapping[str, Any], layer: str) -> Iterator[tuple[str, Any]]:
     for name, value in document.items():
-        if name in _SECTIONS:
+        if name in SECTIONS:
             if not isinstance(value, dict):
                 raise ConfigurationError(f"{layer}: {name}: must be a table, got {value!r:.60}")
             for inner, inner_value in value.items():
@@ -243,7 +93,7 @@ def _flat(document: Mapping[str, Any], layer: str) -> Iterator[tuple[str, Any]]:
         elif name in TABLE:
             yield name, value
         else:
-            raise ConfigurationError(f"{layer}: {name}: unknown key{_nearest(name, {*TABLE, *_SECTIONS, 'limits'})}")
+            raise ConfigurationError(f"{layer}: {name}: unknown key{_nearest(name, {*TABLE, *SECTIONS, 'limits'})}")
 
 
 def _limits(tables: Any, layer: str) -> dict[str, LimitSettings]:
@@ -341,7 +191,7 @@ def _fraction(value: Any) -> float:
 
 def _build(found: Mapping[str, Any], **rest: Any) -> Settings:
     top = {key: value for key, value in found.items() if "." not in key}
-    for section, kind in _SECTIONS.items():
+    for section, kind in SECTIONS.items():
         inner = {key.split(".", 1)[1]: value for key, value in found.items() if key.startswith(f"{section}.")}
         top[section] = kind(**inner)
     settings = Settings(**top, **rest)
