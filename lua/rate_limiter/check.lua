@@ -22,7 +22,7 @@ RETURNS {allowed, debt_us, debt_part, wait_us}
   wait_us        int us  0 when allowed; else the least wait after which the same call, alone, succeeds
 
 COMPLEXITY  O(1): one GET, at most one SET, at most one TIME
-ATOMICITY   one key; reads first, writes last; a refusal writes nothing
+ATOMICITY   one key; reads first, writes last; a refusal writes nothing (but a new moment after the clock jumped back)
 EXPIRY      a minute after the bucket is full; the TTL sweeps, it never decides
 RETRY       unsafe (a retry would take twice)
 ]]
@@ -49,10 +49,14 @@ if state then
     debt_us, debt_part = debt_us + 1, 0
   end
   if moment > now_us then
-    -- The server's clock stepped back. Up to a second it stands still for us; a larger jump is believed.
+    -- The server's clock stepped back. Up to a second it stands still for us. A larger jump is believed, and written down at
+    -- once, also when the answer is no: else the debt would not begin to shrink before the old moment comes again.
     if moment - now_us <= 1000000 then
       lag_us = moment - now_us
       now_us = moment
+    else
+      local value = string.format('%.0f,%.0f,%.0f,%.0f', debt_us, debt_part, denominator, now_us)
+      redis.call('SET', bucket, value, 'PX', string.format('%.0f', math.ceil(debt_us / 1000) + 60000))
     end
   else
     debt_us = debt_us - (now_us - moment)

@@ -1,0 +1,119 @@
+"""One server per pytest worker and kind, one namespace per test, and no key left without a TTL."""
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from observatory import Observatory
+from observatory.keys import PERMANENT
+from tests.servers import Server, find
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the machine reaches a test, and no test reaches the user's data directory."""
+    import os
+
+    for name in os.environ:
+        if name.startswith(("OBSERVATORY_", "OTEL_")) and not name.startswith("OBSERVATORY_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("OBSERVATORY_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    running: dict[str, Server] = {}
+
+    def server(kind: str) -> Server:
+        if kind not in running:
+            running[kind] = Server(find(kind), tmp_path_factory.mktemp(kind))
+            running[kind].start()
+        return running[kind]
+
+    yield server
+    for one in running.values():
+        one.stop()
+
+
+@pytest.fixture
+def server(_servers: Callable[[str], Server]) -> Server:
+    """The Valkey that this pytest worker's tests share."""
+    return _servers("valkey")
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def any_server(request: pytest.FixtureRequest, _servers: Callable[[str], Server]) -> Server:
+    """Valkey 9, and Redis 7 where it is installed."""
+    return _servers(request.param)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A server that this test may stop, kill and configure."""
+    (tmp_path / "own").mkdir()
+    one = Server(find("valkey"), tmp_path / "own")
+    one.start()
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"t{secrets.token_hex(6)}"
+
+
+def _check_and_clean(url: str, namespace: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        immortal = []
+        for key in client.scan_iter(match=f"obs1:{namespace}:*", count=1000):
+            if client.pttl(key) == -1 and not PERMANENT.fullmatch(key.decode()):
+                immortal.append(key.decode())
+            client.unlink(key)
+    assert not immortal, f"keys without a TTL: {immortal}"
+
+
+Open = Callable[..., Awaitable[Observatory]]
+"""Opens a client on a server; closed at the end of the test."""
+
+
+async def _opening(url: str, namespace: str) -> AsyncIterator[Open]:
+    async with AsyncExitStack() as stack:
+
+        async def open_(server: Server | None = None, **given: Any) -> Observatory:
+            settings = {"service_name": "test", "redis_url": server.url if server else url, "namespace": namespace}
+            obs = Observatory(**{**settings, **given})
+            return await stack.enter_async_context(obs)
+
+        yield open_
+    _check_and_clean(url, namespace)
+
+
+@pytest.fixture
+async def opening(server: Server, namespace: str) -> AsyncIterator[Open]:
+    """Open clients on the shared Valkey; each is another process's, as far as the store can tell."""
+    async for one in _opening(server.url, namespace):
+        yield one
+
+
+@pytest.fixture
+async def opening_any(any_server: Server, namespace: str) -> AsyncIterator[Open]:
+    """The same, on every kind of server."""
+    async for one in _opening(any_server.url, namespace):
+        yield one
+
+
+@pytest.fixture
+async def obs(opening: Open) -> Observatory:
+    """An open client on the shared Valkey."""
+    return await opening()
