@@ -32,7 +32,7 @@ def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
     running: dict[str, Server] = {}
 
     def server(kind: str) -> Server:
@@ -47,15 +47,15 @@ def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
 
 @pytest.fixture
-def server(_servers: Callable[[str], Server]) -> Server:
+def server(servers: Callable[[str], Server]) -> Server:
     """The Valkey that this pytest worker's tests share."""
-    return _servers("valkey")
+    return servers("valkey")
 
 
 @pytest.fixture(params=["valkey", "redis"])
-def any_server(request: pytest.FixtureRequest, _servers: Callable[[str], Server]) -> Server:
+def any_server(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> Server:
     """Valkey 9, and Redis 7 where it is installed."""
-    return _servers(request.param)
+    return servers(request.param)
 
 
 @pytest.fixture

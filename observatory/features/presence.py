@@ -36,6 +36,8 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Beat(NamedTuple):
+    """What a beat learned: live instances, those of our role, and the number that was given out (or 0)."""
+
     live: int
     live_peers: int
     number: int

@@ -67,7 +67,8 @@ async def _asked(state: State, request: Request, *, take: bool) -> Decision:
     raw = await body.read(request, state.obs.settings.serve.max_body)
     asked = body.decode(raw, CheckBody)
     # Over HTTP nothing is bound: an identity that is not given is the limit's one bucket, or an error that names `by`.
-    return await state.obs.rate_limiter.check(asked.asked(), asked.identity or {}, asked.costs() if take else 0)
+    identity = {} if asked.identity is None else asked.identity
+    return await state.obs.rate_limiter.check(asked.asked(), identity, asked.costs() if take else 0)
 
 
 async def limits(state: State, request: Request) -> Answer:

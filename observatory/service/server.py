@@ -27,11 +27,11 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(1024)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port} ({error.strerror})", remedy="Choose another with --port, or OBSERVATORY_SERVE_PORT"
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        remedy = "Choose another with --port, or OBSERVATORY_SERVE_PORT"
+        raise ConfigurationError(f"cannot listen on {host}:{port} ({why})", remedy=remedy) from error
     listener.setblocking(False)
     return listener
 

@@ -22,6 +22,8 @@ class Section(msgspec.Struct, frozen=True):
 
 
 class Redis(Section, frozen=True):
+    """Where the store is, and how long it may take."""
+
     section = "redis"
     url: Annotated[str | None, Row("text", "where the store is; also OBSERVATORY_REDIS_URL")] = None
     password: Annotated[str | None, Row("secret", "kept out of URLs and logs; also OBSERVATORY_REDIS_PASSWORD_FILE")] = None
@@ -32,6 +34,8 @@ class Redis(Section, frozen=True):
 
 
 class Cache(Section, frozen=True):
+    """Shared entries."""
+
     section = "cache"
     redis_url: Annotated[str | None, Row("text", "a store that may evict, for entries only; default: redis.url")] = None
     ttl: Annotated[float, Row("seconds", "how long an entry lives when nothing else is said", "s")] = 300.0
@@ -40,6 +44,8 @@ class Cache(Section, frozen=True):
 
 
 class RetrySettings(Section, frozen=True):
+    """The policy of `obs.retry`."""
+
     section = "retry"
     attempts: Annotated[int, Row("count", "calls in all")] = 3
     timeout: Annotated[float, Row("seconds", "deadline over all attempts, waits included", "s")] = 30.0
@@ -50,6 +56,8 @@ class RetrySettings(Section, frozen=True):
 
 
 class MetricsSettings(Section, frozen=True):
+    """Recording and flushing."""
+
     section = "metrics"
     flush_every: Annotated[float, Row("seconds", "what a SIGKILL may lose", "s")] = 1.0
     dimensions: Annotated[tuple[str, ...], Row("names", "bound dimensions that become labels, beside provider and model")] = ()
@@ -57,6 +65,8 @@ class MetricsSettings(Section, frozen=True):
 
 
 class EventsSettings(Section, frozen=True):
+    """The event streams."""
+
     section = "events"
     partitions: Annotated[int, Row("count", "streams the namespace's telemetry is divided into; fixed when it is made")] = 4
     max_entries: Annotated[
@@ -66,17 +76,23 @@ class EventsSettings(Section, frozen=True):
 
 
 class Log(Section, frozen=True):
+    """Log lines."""
+
     section = "log"
     level: Annotated[Literal["debug", "info", "warning", "error", "critical"], Row("choice", "lowest level written")] = "info"
     format: Annotated[Literal["auto", "json", "text"], Row("choice", "auto: text on a terminal, else JSON")] = "auto"
 
 
 class TracingSettings(Section, frozen=True):
+    """Spans. Endpoints come by the standard OTEL_* variables."""
+
     section = "tracing"
     sample_ratio: Annotated[float, Row("fraction", "share of traces recorded when nobody upstream has decided")] = 1.0
 
 
 class Serve(Section, frozen=True):
+    """The HTTP service."""
+
     section = "serve"
     host: Annotated[str, Row("text", "address to listen on; a public one needs --allow-anonymous")] = "127.0.0.1"
     port: Annotated[int, Row("count", "port to listen on; 0: any free one")] = 8484
@@ -86,6 +102,8 @@ class Serve(Section, frozen=True):
 
 
 class Worker(Section, frozen=True):
+    """The workers."""
+
     section = "worker"
     drain_timeout: Annotated[float, Row("seconds", "how long a stopping worker may finish what it holds", "s")] = 30.0
     lease: Annotated[float, Row("seconds", "a partition is taken over this long after its worker fell silent", "s")] = 5.0

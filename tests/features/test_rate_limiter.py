@@ -65,7 +65,9 @@ limits = st.builds(
     st.one_of(st.integers(1, 100), st.integers(1, 10**9)),
 )
 steps = st.lists(
-    st.tuples(st.one_of(st.integers(-2_000_000, 5_000_000), st.integers(0, 10**10)), st.integers(0, 12)), min_size=1, max_size=25
+    st.tuples(st.one_of(st.integers(-2_000_000, 5_000_000), st.integers(0, 10**10)), st.integers(0, 12)),
+    min_size=1,
+    max_size=25,
 )
 
 
@@ -73,12 +75,12 @@ steps = st.lists(
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limit=limits, steps=steps)
 def test_script_agrees_with_a_model_of_fractions(
-    kind: str, _servers: Any, namespace: str, limit: Limit, steps: list[tuple[int, int]]
+    kind: str, servers: Any, namespace: str, limit: Limit, steps: list[tuple[int, int]]
 ) -> None:
-    """Allowed, remaining and wait are those of exact arithmetic, for any amount and period, with a clock that also steps back."""
+    """Allowed, remaining and wait are those of exact arithmetic, for any amount and period, also when the clock steps back."""
     shape, twin, now_us = Shape.of(limit), Twin(limit), START_US
     key = Keys(namespace, 4, b"salt").bucket("l", secrets.token_hex(8))
-    with redis.Redis.from_url(_servers(kind).url) as client:
+    with redis.Redis.from_url(servers(kind).url) as client:
         run = client.register_script(CHECK.text)
         for forward, twelfths in steps:
             now_us += forward
@@ -87,7 +89,7 @@ def test_script_agrees_with_a_model_of_fractions(
             arguments = [now_us, shape.capacity_us, shape.capacity_part, cost_us, cost_part, shape.denominator]
             before = client.get(key)
             jumped = twin.at - now_us > 1_000_000
-            allowed, debt_us, debt_part, wait_us = run(keys=[key], args=arguments)  # type: ignore[misc]
+            allowed, debt_us, debt_part, wait_us = run(keys=[key], args=arguments)
             twins_allowed, twins_remaining, twins_wait = twin.check(now_us, cost)
             assert (bool(allowed), shape.remaining(debt_us, debt_part)) == (twins_allowed, max(twins_remaining, 0))
             if not allowed:
@@ -95,11 +97,11 @@ def test_script_agrees_with_a_model_of_fractions(
                 assert jumped or client.get(key) == before, "a refusal changed the bucket"
                 assert_tight(run, key, arguments, wait_us, fits=cost <= shape.capacity)
             elif cost:
-                assert client.pttl(key) > 55_000, "a bucket must outlive its debt"  # type: ignore[operator]
+                assert client.pttl(key) > 55_000, "a bucket must outlive its debt"
 
 
 def assert_tight(run: Any, key: str, arguments: list[int], wait_us: int, *, fits: bool) -> None:
-    """One microsecond before `wait_us` the same call is refused; at it, it is allowed. Asked with cost, on copies of the key."""
+    """One microsecond before `wait_us` the same call is refused; at it, it is allowed. Asked on copies of the key."""
     assert wait_us > 0
     if not fits:
         return

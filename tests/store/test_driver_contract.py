@@ -12,7 +12,7 @@ from tests.servers import Server
 async def test_connected_driver_hands_over_a_quiet_transport(any_server: Server) -> None:
     """After connect() the writer's transport takes another protocol, and no reply of the handshake is left over."""
     connection = UnixDomainSocketConnection(path=str(any_server.path), protocol=3, driver_info=None)
-    await connection.connect()
+    await connection.connect()  # type: ignore[no-untyped-call]
     assert connection._writer is not None
     assert connection._reader is not None
     assert not connection._reader._buffer  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from tests.servers import Server
 def link_to(url: str, *, max_wait: float = 0.25, drop_after: float = 2.0) -> Link:
     where = address(url, environment="production", home=Path("/nowhere"))
 
-    async def connect():  # type: ignore[no-untyped-def] # noqa: ANN202
+    async def connect():  # type: ignore[no-untyped-def]
         return where.connection(2.0)
 
     return Link(connect, name="test", max_wait=max_wait, drop_after=drop_after)
@@ -180,6 +180,6 @@ async def test_out_of_memory_counts_as_away(own_server: Server) -> None:
     await link.call("CONFIG", "SET", "maxmemory", "1mb")
     with pytest.raises(StoreUnavailable, match="OOM"):
         await link.call("SET", "k", "v")
-    with pytest.raises(StoreError, match="WRONGTYPE|OOM"):
+    with pytest.raises(StoreError, match=r"WRONGTYPE|OOM"):
         await link.call("EVAL", "return redis.error_reply('WRONGTYPE x')", 0)
     link.close()

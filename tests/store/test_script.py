@@ -21,7 +21,7 @@ async def test_forgotten_script_is_loaded_again(opening_any: Open) -> None:
 
 def test_stub_that_disagrees_does_not_import() -> None:
     """The message has both orders."""
-    with pytest.raises(ImportError, match="promises .'lease', 'owner'., wrong takes .'owner', 'lease'."):
+    with pytest.raises(ImportError, match=r"promises .'lease', 'owner'., wrong takes .'owner', 'lease'."):
 
         @lua("leases/release")
         def wrong(store: Any, *, owner: str, lease: str) -> Awaitable[None]: ...

@@ -4,8 +4,7 @@ from math import gcd
 
 import msgspec
 
-from ... import names, units
-from ...dimensions import checked
+from ... import dimensions, names, units
 from ...errors import InvalidArgument
 from ...types import Amount, Identity, Period, Unit
 
@@ -84,7 +83,7 @@ class Shape(msgspec.Struct, frozen=True):
         return max(free // self.period, 0)
 
 
-def bucket_of(limit: Limit, identity: Identity | None) -> str:
+def bucket_of(limit: Limit, identity: Identity) -> str:
     """Which bucket of the limit an identity means; "" is the one bucket of a limit without `by`. InvalidArgument."""
     wanted = limit.dimensions
     if isinstance(identity, str):
@@ -98,9 +97,10 @@ def bucket_of(limit: Limit, identity: Identity | None) -> str:
         if len(wanted) > 1:
             raise InvalidArgument(f"limit {limit.name} is by {', '.join(wanted)}: pass these as a mapping")
         return identity
+    # What is bound was checked when it was bound.
+    given = identity if identity is dimensions.current() else dimensions.checked(identity)
     if not wanted:
         return ""
-    given = checked(identity or {})
     for dimension in wanted:
         if dimension not in given:
             raise InvalidArgument(

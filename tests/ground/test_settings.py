@@ -1,0 +1,143 @@
+"""Settings: four layers in order, and errors that name the key, the layer and the remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from observatory import ConfigurationError, Limit, Observatory, Settings
+from observatory.settings import TABLE
+
+FILE = """
+namespace = "file"
+[redis]
+url = "redis://file:1/0"
+max_wait = "500ms"
+[metrics]
+flush_every = 2
+dimensions = ["team"]
+[limits.user-requests]
+amount = 120
+by = "user"
+[limits.whole]
+amount = "0.50"
+per = "1d"
+unit = "usd"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "observatory.toml"
+    path.write_text(FILE)
+    return str(path)
+
+
+def test_layers_in_order(file: str) -> None:
+    """defaults < file < environment < arguments; each says where it came from."""
+    settings = Settings.load(file, environ={"OBSERVATORY_NAMESPACE": "environment", "OBSERVATORY_REDIS_MAX_WAIT": "0.1"})
+    assert (settings.namespace, settings.redis.max_wait, settings.metrics.flush_every) == ("environment", 0.1, 2.0)
+    assert settings.sources["namespace"] == "environment"
+    assert settings.sources["redis.url"] == "observatory.toml"
+    assert settings.cache.ttl == 300
+    assert Settings.load(file, environ={}, namespace="argument").namespace == "argument"
+    assert Settings.load(file, environ={}, namespace=None).namespace == "file"
+
+
+def test_limits_of_the_file_win_field_by_field(file: str) -> None:
+    """Code declares defaults; the SRE's number wins; what the file leaves out stays."""
+    obs = Observatory("x", settings=Settings.load(file, environ={}))
+    obs.rate_limiter.define(Limit("user-requests", 60, per="1m", burst=10))
+    found = {limit.name: limit for limit in obs.rate_limiter.limits()}
+    assert (found["user-requests"].amount, found["user-requests"].burst, found["user-requests"].by) == (120, 10, "user")
+    assert (found["whole"].amount, found["whole"].unit) == ("0.50", "usd")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[limits.user-requests]\nammount = 1", 'limits.user-requests.ammount: unknown key, did you mean "amount"?'),
+        ("[redis]\nulr = 'x'", 'redis.ulr: unknown key, did you mean "url"?'),
+        ("namespce = 'x'", 'namespce: unknown key, did you mean "namespace"?'),
+        ("redis = 5", "redis: must be a table"),
+        ("[metrics]\nflush_every = 'fast'", "metrics.flush_every='fast': not a duration; write seconds or \"500ms\""),
+        ("[metrics]\nflush_every = true", "not a duration"),
+        ("[serve]\nport = -1", "serve.port=-1: not a whole number"),
+        ("[log]\nlevel = 'loud'", "log.level='loud': not one of debug, info"),
+        ("[cache]\nmax_value = '1 potato'", "not a size"),
+        ("namespace = 'a:b'", "namespace='a:b': must match"),
+        ("[limits.'A B']\namount = 1", "limits: limit name 'A B'"),
+        ("[limits.x]\namount = []", "limits.x:"),
+        ("[events]\npartitions = 0", "events.partitions: must be at least 1"),
+        ("this is not toml", "not TOML"),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path: Path, text: str, says: str) -> None:
+    """The file's name, the key, and what would do."""
+    path = tmp_path / "observatory.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(str(path), environ={})
+    assert says in str(caught.value)
+    assert "observatory.toml" in str(caught.value) or "events.partitions" in says
+
+
+def test_mistakes_in_the_environment() -> None:
+    """A wrong value is an error that names the variable; an unknown variable is a warning with the nearest name."""
+    with pytest.raises(ConfigurationError, match=r"OBSERVATORY_METRICS_FLUSH_EVERY=.fast.: not a duration"):
+        Settings.load(environ={"OBSERVATORY_METRICS_FLUSH_EVERY": "fast"})
+    settings = Settings.load(environ={"OBSERVATORY_REDIS_ULR": "redis://x"})
+    assert settings.warnings == ("OBSERVATORY_REDIS_ULR: no such setting, did you mean OBSERVATORY_REDIS_URL?",)
+
+
+def test_service_links_of_kubernetes_are_not_settings() -> None:
+    """A Service called observatory writes these into every pod; none is ours, and none warns."""
+    links = {
+        "OBSERVATORY_SERVICE_HOST": "10.0.0.7",
+        "OBSERVATORY_SERVICE_PORT": "8484",
+        "OBSERVATORY_PORT": "tcp://10.0.0.7:8484",
+        "OBSERVATORY_PORT_8484_TCP": "tcp://10.0.0.7:8484",
+        "OBSERVATORY_PORT_8484_TCP_ADDR": "10.0.0.7",
+    }
+    settings = Settings.load(environ=links)
+    assert settings.serve.host == "127.0.0.1"
+    assert not settings.warnings
+
+
+def test_secrets_come_by_file_and_are_not_shown(tmp_path: Path) -> None:
+    """…_FILE for secrets; a wrong one is told without its content."""
+    (tmp_path / "secret").write_text("hunter2\n")
+    assert Settings.load(environ={"OBSERVATORY_REDIS_PASSWORD_FILE": str(tmp_path / "secret")}).redis.password == "hunter2"
+    with pytest.raises(ConfigurationError, match=r"OBSERVATORY_REDIS_PASSWORD_FILE: .*cannot be read"):
+        Settings.load(environ={"OBSERVATORY_REDIS_PASSWORD_FILE": str(tmp_path / "nothing")})
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(environ={}, redis_password=12345)
+    assert "12345" not in str(caught.value)
+
+
+def test_unknown_argument_is_named() -> None:
+    with pytest.raises(ConfigurationError, match='argument redis_ulr: no such setting, did you mean "redis_url"'):
+        Settings.load(environ={}, redis_ulr="x")
+
+
+def test_every_setting_says_what_it_means() -> None:
+    """And the standard variable for the service's name is honoured."""
+    assert all(row.meaning for row, _ in TABLE.values())
+    assert Settings.load(environ={"OTEL_SERVICE_NAME": "chat"}).service_name == "chat"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://x", "scheme 'http' is not supported"),
+        ("redis+sentinel://x", "not supported"),
+        ("redis://h:port/0", "redis.url"),
+        ("redis://h/zero", "not a database number"),
+        ("redis://h/0?nonsense=1", "unknown option 'nonsense'"),
+        ("unix://", "no path"),
+        ("nonsense", "not supported"),
+    ],
+)
+async def test_wrong_urls(url: str, says: str) -> None:
+    """Refused at opening, by name."""
+    with pytest.raises(ConfigurationError, match=says):
+        await Observatory("x", redis_url=url).open()

@@ -1,0 +1,46 @@
+"""Never run, only type-checked: what a user's code sees of the public face."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from decimal import Decimal
+from typing import assert_type
+
+from opentelemetry.trace import Span
+
+from observatory import Cache, Decision, Limit, Metric, Observatory, RateLimitExceeded, Retry
+
+obs = Observatory("typed")
+obs.rate_limiter.define(
+    Limit("user-requests", 60, per="1m", burst=10, by="user"),
+    Limit("openai-tokens", 2_000_000, per="1m", unit="tokens"),
+    Limit("team-budget", Decimal(500), per="30d", unit="usd", by=("team", "project")),
+)
+
+
+async def fetch(number: int) -> str:
+    return str(number)
+
+
+async def main() -> None:
+    async with obs as opened:
+        assert_type(opened, Observatory)
+        decision = await obs.rate_limiter.check("user-requests", {"user": "ann"}, {"requests": 1})
+        assert_type(decision, Decision)
+        assert_type(decision.retry_after, float | None)
+        assert_type(decision.raise_if_denied(), Decision)
+        cache = obs.cache(dict[str, int])
+        assert_type(cache, Cache[dict[str, int]])
+        assert_type(await cache.get("k"), dict[str, int] | None)
+        assert_type(await cache.get("k", 5), dict[str, int] | int)
+        assert_type(await obs.retry.execute(fetch, 5), str)
+        assert_type(obs.retry(attempts=5), Retry)
+        assert_type(await obs.retry(fetch)(5), str)
+        assert_type(await obs.observe(fetch)(5), str)
+        assert_type(obs.span("x", {"k": 5}), AbstractContextManager[Span])
+        assert_type(obs.dimensions, Mapping[str, str])
+        assert_type((await obs.metrics.query(Metric.REQUESTS_TOTAL, by=("model",))).value, float | None)
+        obs.metrics.counter("test_total").bind(a="b").add(1, c="d")
+        try:
+            decision.raise_if_denied()
+        except RateLimitExceeded as error:
+            assert_type(error.retry_after, float | None)

@@ -1,0 +1,202 @@
+"""Workers: each event applied once, partitions shared, the dead succeeded, poison buried."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from observatory import Metric, Observatory
+from observatory.features.events import Envelope, encoded, new_id, packed
+from observatory.llm import CallData, Usage
+from observatory.worker import Worker
+from observatory.worker.apply import Meaning, apply
+from tests.conftest import Open
+from tests.servers import Server, environment, process
+
+APPLIED = "observatory_events_applied_total"
+
+
+def call(model: str = "m", *, counted: bool = False, at_us: int = 0) -> tuple[str, bytes]:
+    data = CallData("openai", model, latency=0.5, usage=Usage(10, 5))
+    return new_id(), encoded(Envelope("llm_call", at_us, packed(data), counted=counted))
+
+
+async def settled(obs: Observatory, accepted: int, within: float = 20.0) -> dict[str, int]:
+    """Wait until nothing waits on the streams."""
+    async with asyncio.timeout(within):
+        while True:
+            found = await obs.events.lag()
+            if found["accepted"] >= accepted and found["waiting"] == 0:
+                return found
+            await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def working(*workers: Worker) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    tasks = [asyncio.create_task(worker.run(stop)) for worker in workers]
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_events_of_strangers_become_the_ten_metrics(opening_any: Open) -> None:
+    """Accepted over HTTP's way, counted by the worker, at the time they say; each id once."""
+    obs = await opening_any()
+    now_us = obs.store.server_us() or 0
+    posted = [call(at_us=now_us) for _ in range(250)]
+    done = await obs.events.accept(posted)
+    again = await obs.events.accept(posted[:30])
+    assert (done.accepted, again.accepted, again.duplicates) == (250, 0, 30)
+    async with working(Worker(await opening_any(role="worker"))):
+        assert await settled(obs, 250) == {"accepted": 250, "applied": 250, "dead": 0, "dropped": 0, "waiting": 0}
+    for metric, stat, expected in (
+        (Metric.REQUESTS_TOTAL, "total", 250),
+        (Metric.TOKENS_PROCESSED, "total", 3750),
+        (Metric.REQUEST_LATENCY, "count", 250),
+        (APPLIED, "total", 250),
+    ):
+        assert (await obs.metrics.query(metric, stat)).value == expected
+
+
+async def test_own_calls_are_not_counted_again(opening: Open) -> None:
+    """One writer a series: what the process has counted, the worker only applies."""
+    obs = await opening()
+    for _ in range(120):
+        obs.record_request("openai", "m", latency=0.1, tokens=3)
+    await obs.flush()
+    async with working(Worker(await opening(role="worker"))):
+        await settled(obs, 120)
+    assert (await obs.metrics.query(Metric.REQUESTS_TOTAL)).value == 120
+    assert (await obs.metrics.query(APPLIED)).value == 120
+
+
+async def test_two_workers_share_four_partitions(opening: Open) -> None:
+    """Each holds two and applies at least a quarter; when one leaves, the other takes over at once."""
+    obs = await opening()
+    workers = [Worker(await opening(role="worker")) for _ in range(2)]
+    first_stop = asyncio.Event()
+    async with working(workers[1]):
+        task = asyncio.create_task(workers[0].run(first_stop))
+        async with asyncio.timeout(10):
+            while [len(worker.partitions.held()) for worker in workers] != [2, 2]:
+                await asyncio.sleep(0.05)
+        await obs.events.accept([call(at_us=obs.store.server_us() or 0) for _ in range(2_000)])
+        await settled(obs, 2_000)
+        assert all(worker.applied >= 500 for worker in workers)
+        assert sum(worker.applied for worker in workers) == 2_000
+        first_stop.set()
+        await task
+        await workers[0]._obs.aclose()
+        await obs.events.accept([call(at_us=obs.store.server_us() or 0) for _ in range(400)])
+        await settled(obs, 2_400, within=6)
+    assert (await obs.metrics.query(Metric.REQUESTS_TOTAL)).value == 2_400
+
+
+async def test_zombie_is_refused_by_the_offset(obs: Observatory) -> None:
+    """A worker that read, slept and woke up after its successor has applied the same run changes nothing."""
+    keys = obs.store.keys
+    await obs.events.accept([call(at_us=obs.store.server_us() or 0) for _ in range(40)])
+    for partition in range(keys.partitions):
+        entries = await obs.store.command("XRANGE", keys.stream(partition), "-", "+")
+        run = [(entry[0], list(entry[1])) for entry in entries]
+        if not run:
+            continue
+        for expected in (True, False, False):
+            meaning = Meaning((), obs.store.server_us() or 0)
+            meaning.read(run)
+            done, stands_at = await apply(obs.store.bulk(), partition, "0-0", run, meaning)
+            assert (done, stands_at) == (expected, run[-1][0].decode())
+    assert (await obs.metrics.query(Metric.REQUESTS_TOTAL)).value == 40
+    assert (await obs.events.lag())["applied"] == 40
+
+
+async def test_poison_is_buried_with_its_reason_and_the_rest_goes_on(opening: Open) -> None:
+    """Bytes that are no event, a call that is no call, a text where a number belongs."""
+    obs = await opening()
+    now_us = obs.store.server_us() or 0
+    poison = [
+        (new_id(), b"\xc1"),
+        (new_id(), encoded(Envelope("llm_call", now_us, packed({"provider": "p"})))),
+        (new_id(), encoded(Envelope("llm_call", now_us, packed({"provider": "p", "model": "m", "latency": "slow"})))),
+    ]
+    await obs.events.accept([*poison, *(call(at_us=now_us) for _ in range(10))])
+    async with working(Worker(await opening(role="worker"))):
+        found = await settled(obs, 13)
+    assert (found["applied"], found["dead"]) == (10, 3)
+    keys, reasons = obs.store.keys, []
+    for partition in range(keys.partitions):
+        for _, fields in await obs.store.command("XRANGE", keys.dead(partition), "-", "+"):
+            reasons.append(dict(zip(fields[::2], fields[1::2], strict=True))[b"reason"].decode())
+    assert sorted(reason.split(":")[0] for reason in reasons) == ["DecodeError", "ValidationError", "ValidationError"]
+    assert (await obs.metrics.query(Metric.REQUESTS_TOTAL)).value == 10
+
+
+async def test_stream_is_bounded_and_what_makes_room_is_counted(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no worker for long: the oldest go, and the sums say so."""
+    monkeypatch.setenv("OBSERVATORY_EVENTS_MAX_ENTRIES", "5")
+    obs = await opening()
+    for _ in range(20):
+        await obs.events.accept([call(at_us=1) for _ in range(40)])
+    found = await obs.events.lag()
+    assert found["accepted"] == 800
+    assert found["dropped"] > 0
+    keys = obs.store.keys
+    left = 0
+    for partition in range(keys.partitions):
+        entries = await obs.store.command("XRANGE", keys.stream(partition), "-", "+")
+        assert len(entries) <= 5
+        left += sum(len(fields) // 2 for _, fields in entries)
+    assert found["waiting"] == left
+    async with working(Worker(await opening(role="worker"))):
+        found = await settled(obs, 800)
+    assert found["applied"] + found["dropped"] == 800
+
+
+WORK = ["-m", "observatory", "worker"]
+
+
+@pytest.fixture
+def started(server: Server, namespace: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two worker processes on the shared server."""
+    env = environment(OBSERVATORY_REDIS_URL=server.url, OBSERVATORY_NAMESPACE=namespace)
+    with process(WORK, env) as first, process(WORK, env) as second:
+        for one in (first, second):
+            assert one.stdout
+            assert one.stdout.readline() == f"working on namespace {namespace}\n"
+        yield [first, second]
+
+
+async def test_killed_worker_is_succeeded_within_ten_seconds(opening: Open, started: list[subprocess.Popen[str]]) -> None:
+    """SIGKILL in the midst of 6,000 events: none lost, none doubled, and the other goes on in time."""
+    obs = await opening()
+    loop = asyncio.get_running_loop()
+    sent, killed_at = 0, 0.0
+    for number in range(30):
+        await obs.events.accept([call(at_us=obs.store.server_us() or 0) for _ in range(200)])
+        sent += 200
+        if number == 10:
+            os.kill(started[0].pid, signal.SIGKILL)
+            killed_at = loop.time()
+        await asyncio.sleep(0.02)
+    assert await settled(obs, sent, within=15) == {"accepted": 6_000, "applied": 6_000, "dead": 0, "dropped": 0, "waiting": 0}
+    assert loop.time() - killed_at < 10 + 0.6
+    assert (await obs.metrics.query(Metric.REQUESTS_TOTAL)).value == 6_000
+    assert (await obs.metrics.query(APPLIED)).value == 6_000
+
+
+async def test_sigterm_drains(opening: Open, started: list[subprocess.Popen[str]]) -> None:
+    """It ends with 0, its partitions are free at once, and nothing waits for a lease to run out."""
+    obs = await opening()
+    await obs.events.accept([call(at_us=obs.store.server_us() or 0) for _ in range(1_000)])
+    started[0].send_signal(signal.SIGTERM)
+    assert started[0].wait(10) == 0
+    await obs.events.accept([call(at_us=obs.store.server_us() or 0) for _ in range(1_000)])
+    await settled(obs, 2_000, within=4)
+    assert (await obs.metrics.query(Metric.REQUESTS_TOTAL)).value == 2_000
