@@ -45,8 +45,6 @@ class Report(msgspec.Struct, frozen=True):
     checks: tuple[Check, ...]
     latency_p50: float | None
     latency_p99: float | None
-    limiter_rejections: int
-    """As the limiter's own metric says; through services it lacks what an instance had not flushed when it was killed."""
 
     @property
     def holds(self) -> bool:
@@ -200,10 +198,11 @@ async def _compare(
         ]
         if refused_by_service:
             found.append(await same("rejections by service", Metric.REQUESTS_TOTAL, "total", refused, refused_by_service))
-        if refused_by_service == 0 or ledger.lost_replies == 0:
-            # What an instance counted and had not flushed when it was killed is gone; nothing else may be.
-            limiter = {"limit": plan.limit.name}
-            found.append(await same("rejections", Metric.RATE_LIMIT_REJECTIONS, "total", limiter, ledger.refused))
+        limiter = await same("rejections", Metric.RATE_LIMIT_REJECTIONS, "total", {"limit": plan.limit.name}, ledger.refused)
+        if limiter.expected < limiter.fleet <= limiter.expected + ledger.lost_replies:
+            # Refused and counted, but the answer was lost and the question asked again.
+            limiter = msgspec.structs.replace(limiter, holds=True, relation=">=")
+        found.append(limiter)
         return tuple(found)
 
     deadline = asyncio.get_running_loop().time() + SETTLE_FOR
@@ -222,7 +221,6 @@ async def _compare(
         checks=(bound, *checks),
         latency_p50=await eye.value(Metric.REQUEST_LATENCY, "p50", mine),
         latency_p99=await eye.value(Metric.REQUEST_LATENCY, "p99", mine),
-        limiter_rejections=round(await eye.value(Metric.RATE_LIMIT_REJECTIONS, "total", {"limit": plan.limit.name}) or 0),
     )
 
 

@@ -1,5 +1,6 @@
 """One handler per verb: read, ask the client, write; no thought of its own. One table, from which OpenAPI is made too."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, NamedTuple
 
@@ -51,10 +52,14 @@ class Endpoint(NamedTuple):
 
 
 async def check(state: State, request: Request) -> Answer:
-    decision = await _asked(state, request, take=True)
     deny_status = request.query_params.get("deny_status", "200")
     if deny_status not in ("200", "429"):
         raise InvalidArgument(f"deny_status must be 200 or 429, got {deny_status!r:.20}")
+    decision = await _asked(state, request, take=True)
+    if not decision.allowed:
+        # Counted before it is told: an instance that is killed in the next moment takes no refusal with it.
+        with contextlib.suppress(StoreError):
+            await state.obs.metrics.commit()
     return Answer(decision, 200 if decision.allowed else int(deny_status), decision.headers())
 
 

@@ -1,5 +1,6 @@
 """`obs.metrics`: recording, flushing, asking."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 
@@ -53,6 +54,8 @@ class Metrics:
         self._outbox: Outbox[Batch] = Outbox(self._send)
         self._lost_reported = 0
         self._frozen_at = 0
+        self._commit: asyncio.Future[None] | None = None
+        self._next_commit: asyncio.Future[None] | None = None
 
     # recording
     def increment_counter(
@@ -86,6 +89,20 @@ class Metrics:
         if self._outbox.lost > self._lost_reported:
             lost, self._lost_reported = self._outbox.lost - self._lost_reported, self._outbox.lost
             self.increment_counter(names.BATCHES_LOST, lost, {"feature": "metrics"})
+
+    async def commit(self) -> None:
+        """As `flush`, for many callers at once: those who come while one flush is under way share the next."""
+        waiting = self._next_commit
+        if waiting is None:
+            waiting = self._next_commit = asyncio.ensure_future(self._commit_behind(self._commit))
+        # A caller that is cancelled must not take the flush of the others with it.
+        await asyncio.shield(waiting)
+
+    async def _commit_behind(self, running: "asyncio.Future[None] | None") -> None:
+        if running is not None:
+            await asyncio.wait({running})
+        self._commit, self._next_commit = self._next_commit, None
+        await self.flush()
 
     async def flush_regularly(self) -> None:
         """What the background does: as `flush`, but while the store is away it freezes only once a window."""
@@ -135,6 +152,7 @@ class Metrics:
         """A forked child is a writer of its own."""
         self._recorder.forget()
         self._outbox.reset()
+        self._commit = self._next_commit = None
 
     # asking
     async def query(
