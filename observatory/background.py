@@ -23,7 +23,12 @@ class Background:
     def __init__(self, jobs: tuple[Job, ...]) -> None:
         self._jobs = jobs
         self._supervisor: asyncio.Task[None] | None = None
-        self.store_is_away = False
+        self._failing: set[str] = set()
+
+    @property
+    def store_is_away(self) -> bool:
+        """True from the first job that the store failed until none fails any more."""
+        return bool(self._failing)
 
     def start(self) -> None:
         self._supervisor = asyncio.get_running_loop().create_task(self._supervise(), name="observatory background")
@@ -47,16 +52,20 @@ class Background:
             try:
                 await job.run()
             except StoreError as error:
-                self._note(error)
+                self.note(job.name, error)
             except Exception:
                 INTERNAL.exception("background job %s failed; it goes on", job.name)
             else:
-                self._note(None)
+                self.note(job.name, None)
 
-    def _note(self, error: StoreError | None) -> None:
+    def note(self, job: str, error: StoreError | None) -> None:
         """One line when the store goes away, one when it is back."""
-        if error is not None and not self.store_is_away:
-            INTERNAL.error("store away: %s", error)
-        elif error is None and self.store_is_away:
-            INTERNAL.info("store back")
-        self.store_is_away = error is not None
+        was_away = self.store_is_away
+        if error is not None:
+            self._failing.add(job)
+            if not was_away:
+                INTERNAL.error("store away: %s", error)
+        else:
+            self._failing.discard(job)
+            if was_away and not self._failing:
+                INTERNAL.info("store back")

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 
 from .background import Background, Job
-from .errors import NotOpen, StoreError, StoreUnavailable
+from .errors import NotOpen, StoreError, StoreMisconfigured, StoreUnavailable
 from .features.presence import BEAT_EVERY, Presence, Says
 from .logs import INTERNAL, handler
 from .settings import Settings
@@ -61,6 +61,8 @@ class Lifetime:
         self._shown: logging.Handler | None = None
         self._settings: Settings | None = None
         self.presence: Presence | None = None
+        self._examined = False
+        self._unfit: StoreMisconfigured | None = None
 
     @property
     def is_open(self) -> bool:
@@ -68,7 +70,7 @@ class Lifetime:
 
     # for the rooms
     def store(self) -> Store:
-        """The coordination store. NotOpen says what to do about it."""
+        """The coordination store. NotOpen says what to do about it; StoreMisconfigured while it is not fit."""
         if self._store is None:
             raise NotOpen(
                 "this Observatory is not open", remedy="Use it inside `async with obs:`, or give your app lifespan=obs.lifespan"
@@ -78,6 +80,8 @@ class Lifetime:
                 "this Observatory was opened on another event loop",
                 remedy="Open it on the loop that uses it; one Observatory belongs to one loop at a time",
             )
+        if self._unfit is not None:
+            raise StoreMisconfigured(self._unfit.message, remedy=self._unfit.remedy)
         return self._store
 
     def cache_store(self) -> Store:
@@ -126,7 +130,7 @@ class Lifetime:
             self.presence = Presence(store, settings.instance or self.identity, says, settings.events.partitions)
             self._background = Background(
                 (
-                    Job("beat", BEAT_EVERY, self.presence.beat),
+                    Job("beat", BEAT_EVERY, self._beat),
                     Job("flush", settings.metrics.flush_every, self._flush_regularly),
                 )
             )
@@ -142,16 +146,28 @@ class Lifetime:
         try:
             # The connection may take longer than the bound of a single decision.
             await store.link("decisions").connected(patience)
-            await presence.beat()
-            await refuse_unfit(store, settings.redis.allow_eviction)
+            await self._beat()
         except StoreUnavailable as error:
+            INTERNAL.error("%s opens without its store", settings.service_name)
             if self._background is not None:
-                self._background.store_is_away = True
-            INTERNAL.error("%s opens without its store: %s", settings.service_name, error)
+                self._background.note("beat", error)
         else:
             others = f"{presence.live} instance{'' if presence.live == 1 else 's'}"
             where = (store.address.shown, settings.namespace, others)
             INTERNAL.info("%s open: %s, namespace %s, %s", settings.service_name, *where)
+
+    async def _beat(self) -> None:
+        """A beat; and a look at the server until it was found fit, since it may come after us."""
+        if self.presence is None or self._store is None or self._settings is None:
+            return
+        await self.presence.beat()
+        if not self._examined:
+            try:
+                await refuse_unfit(self._store, self._settings.redis.allow_eviction)
+            except StoreMisconfigured as error:
+                self._unfit = error
+                raise
+            self._examined, self._unfit = True, None
 
     def _connect(self, url: str | None) -> Store:
         settings = self._settings or Settings()
@@ -199,7 +215,8 @@ class Lifetime:
             for store in (self._store, self._cache_store):
                 if store is not None:
                     store.close()
-            self._store = self._cache_store = self._background = self.presence = None
+            self._store = self._cache_store = self._background = self.presence = self._unfit = None
+            self._examined = False
             if self._shown is not None:
                 INTERNAL.removeHandler(self._shown)
                 self._shown = None
@@ -213,7 +230,7 @@ class Lifetime:
             async with asyncio.timeout(patience):
                 if self.presence is not None:
                     if not self.store().joined:
-                        await self.presence.beat()
+                        await self._beat()
                     await self._flush()
                     await self.presence.leave()
         except (TimeoutError, StoreError) as error:

@@ -22,7 +22,8 @@ FINISH_FOR = 10
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 finds a free one. ConfigurationError when it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named: asyncio turns Nagle off only on sockets that say they are TCP, and an answer would wait 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -69,23 +70,25 @@ async def serve(
         ws="none",
     )
     server = _Server(config)
+    # Opened here, and once more by the lifespan: what is wrong with the configuration is told before anything is served.
     with stop_signal(lifeline) as stop:
-        running = asyncio.ensure_future(server.serve([listener]))
-        stopping = asyncio.ensure_future(stop.wait())
-        up = asyncio.ensure_future(server.is_up.wait())
-        await asyncio.wait({up, running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        up.cancel()
-        if server.started and started is not None:
-            started()
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            state.draining = True
-            INTERNAL.info("stopping: not ready any more, listening for another %g s", obs.settings.serve.drain_for)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(obs.settings.serve.drain_for):
-                    await asyncio.shield(running)
-            server.should_exit = True
-        stopping.cancel()
-        await running
+        async with obs:
+            running = asyncio.ensure_future(server.serve([listener]))
+            stopping = asyncio.ensure_future(stop.wait())
+            up = asyncio.ensure_future(server.is_up.wait())
+            await asyncio.wait({up, running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            up.cancel()
+            if server.started and started is not None:
+                started()
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                state.draining = True
+                INTERNAL.info("stopping: not ready any more, listening for another %g s", obs.settings.serve.drain_for)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(obs.settings.serve.drain_for):
+                        await asyncio.shield(running)
+                server.should_exit = True
+            stopping.cancel()
+            await running
     if not server.started:
         raise ConfigurationError("the service could not start; see the lines above")

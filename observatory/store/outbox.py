@@ -38,7 +38,7 @@ class Outbox(Generic[B]):
 
     def __init__(self, send: Callable[[str, int, B], Awaitable[Verdict]]) -> None:
         self._send = send
-        self._delivering = asyncio.Lock()
+        self._delivering: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self.lost = 0
         """Batches that a failover lost and that were too old to be sent again."""
         self.reset()
@@ -49,7 +49,7 @@ class Outbox(Generic[B]):
         self._next = 1
         self._pending: deque[tuple[int, B]] = deque()
         self._kept: deque[tuple[int, B, float]] = deque()
-        self._delivering = asyncio.Lock()
+        self._delivering = None
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -61,7 +61,7 @@ class Outbox(Generic[B]):
 
     async def deliver(self) -> None:
         """Send what is pending, in order. StoreUnavailable leaves the rest pending; cancellation too."""
-        async with self._delivering:
+        async with self._one_at_a_time():
             while self._pending:
                 number, batch = self._pending[0]
                 verdict = await self._send(self.writer, number, batch)
@@ -74,6 +74,13 @@ class Outbox(Generic[B]):
             forget_before = monotonic() - KEEP_FOR
             while self._kept and self._kept[0][2] < forget_before:
                 self._kept.popleft()
+
+    def _one_at_a_time(self) -> asyncio.Lock:
+        """A lock belongs to the loop that first waited for it; an Observatory may be opened on another one later."""
+        loop = asyncio.get_running_loop()
+        if self._delivering is None or self._delivering[0] is not loop:
+            self._delivering = (loop, asyncio.Lock())
+        return self._delivering[1]
 
     def _refill(self, watermark: int) -> None:
         """The store is behind us: go back to the batch after its watermark, as far as we still have it."""

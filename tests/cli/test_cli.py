@@ -43,6 +43,9 @@ def test_check_and_peek_say_yes_and_no(env: dict[str, str], tmp_path: Path) -> N
         (["nonsense"], 2, "No such command"),
         (["replay", "/nothing.csv", "--tokens-per-minute", "5"], 2, "/nothing.csv: cannot be read"),
         (["serve", "--port", "99999999"], 2, "99999999"),
+        (["--redis-url", "http://x", "serve", "--port", "0"], 2, "scheme 'http' is not supported"),
+        (["--redis-url", "http://x", "worker"], 2, "scheme 'http' is not supported"),
+        (["--redis-url", "http://x", "up", "--port", "0"], 2, "scheme 'http' is not supported"),
     ],
 )
 def test_mistakes_say_what_is_wrong(env: dict[str, str], arguments: list[str], code: int, says: str) -> None:

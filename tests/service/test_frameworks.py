@@ -68,6 +68,10 @@ def test_another_loop_is_named(server: Server, namespace: str) -> None:
 
     async def use() -> None:
         async with obs:
+            for _ in range(20):
+                obs.metrics.increment_counter("test_total")
+            # Everything that waits for a turn, on this loop as on the one before.
+            await asyncio.gather(*(flush() for flush in (obs.metrics.commit, obs.flush) for _ in range(20)))
             assert await obs.rate_limiter.check("api")
             with pytest.raises(NotOpen, match="another event loop"):
                 await asyncio.to_thread(asyncio.run, _check(obs))

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+import redis
 
 from observatory import Metric, Observatory
 from observatory.errors import ObservatoryError
@@ -282,6 +283,47 @@ async def test_store_away_is_503_and_health_stays(opening: Open, own_server: Ser
         async with asyncio.timeout(5):
             while (await http.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.05)
+
+
+async def test_unfit_store_that_comes_late_is_refused_too(opening: Open, own_server: Server) -> None:
+    """Opened without a store; the one that comes would evict limits: nothing is admitted on it, until it is mended."""
+    own_server.stop()
+    obs = await opening(own_server)
+    own_server.start()
+    with redis.Redis.from_url(own_server.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        app, _ = build(obs)
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as http:
+
+            async def status() -> tuple[int, int]:
+                check = await http.post("/v1/rate_limiter/check", json={"limit": "api"})
+                return check.status_code, (await http.get("/readyz")).status_code
+
+            async with asyncio.timeout(8):
+                while (await http.post("/v1/rate_limiter/check", json={"limit": "api"})).json()[
+                    "code"
+                ] != "store_misconfigured":
+                    await asyncio.sleep(0.05)
+            assert await status() == (503, 503)
+            client.config_set("maxmemory-policy", "noeviction")
+            async with asyncio.timeout(5):
+                while await status() != (200, 200):
+                    await asyncio.sleep(0.05)
+
+
+def test_answers_do_not_wait_for_nagle(server: Server, namespace: str) -> None:
+    """An accepted connection sends at once: twenty requests on one take less than one delayed acknowledgement each."""
+    env = environment(OBSERVATORY_REDIS_URL=server.url, OBSERVATORY_NAMESPACE=namespace, OBSERVATORY_SERVE_DRAIN_FOR="0")
+    with process(["-m", "observatory", "serve", "--port", "0"], env) as one, httpx2.Client(trust_env=False) as client:
+        assert one.stdout
+        url = one.stdout.readline().split()[-1]
+        client.get(f"{url}/healthz")
+        took = []
+        for _ in range(20):
+            began = time.monotonic()
+            client.get(f"{url}/healthz")
+            took.append(time.monotonic() - began)
+        assert min(took) < 0.03
 
 
 def test_public_address_needs_a_word(tmp_path: Any) -> None:

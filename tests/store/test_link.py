@@ -15,6 +15,12 @@ from tests.proxy import Proxy, proxy
 from tests.servers import Server
 
 
+@pytest.fixture(params=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """The link takes over the loop's own transport: it is tried on both kinds of loop."""
+    return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
+
 def link_to(url: str, *, max_wait: float = 0.25, drop_after: float = 2.0) -> Link:
     where = address(url, environment="production", home=Path("/nowhere"))
 

@@ -93,7 +93,9 @@ class Metrics:
     async def commit(self) -> None:
         """As `flush`, for many callers at once: those who come while one flush is under way share the next."""
         waiting = self._next_commit
-        if waiting is None:
+        if waiting is None or waiting.get_loop() is not asyncio.get_running_loop():
+            if self._commit is not None and self._commit.get_loop() is not asyncio.get_running_loop():
+                self._commit = None
             waiting = self._next_commit = asyncio.ensure_future(self._commit_behind(self._commit))
         # A caller that is cancelled must not take the flush of the others with it.
         await asyncio.shield(waiting)
