@@ -59,9 +59,6 @@ redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 86400000)
 local at = 7
 local gone_before = string.format('(%.0f', now_us - gauge_keep_ms * 1000)
 redis.call('ZREMRANGEBYSCORE', gauge_writers, '-inf', gone_before)
-if gauge_count >= 0 then
-  redis.call('DEL', gauges)
-end
 if gauge_count > 0 then
   for _ = 1, gauge_count do
     redis.call('HSET', gauges, ARGV[at], ARGV[at + 1])

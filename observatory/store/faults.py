@@ -47,9 +47,10 @@ def from_driver(error: BaseException) -> ObservatoryError:
     """Our error for whatever the driver or the system raised while connecting."""
     if isinstance(error, ObservatoryError):
         return error
-    if isinstance(error, driver.ConnectionError) and isinstance(error.__cause__, driver.RedisError):
-        # On a unix socket the driver wraps what the handshake raised.
-        return from_driver(error.__cause__)
+    behind = error.__cause__ or error.__context__
+    if isinstance(error, driver.ConnectionError) and isinstance(behind, driver.RedisError | ssl.SSLCertVerificationError):
+        # The driver wraps what the handshake raised.
+        return from_driver(behind)
     text = f"{type(error).__name__}: {error}"[:300]
     if isinstance(error, driver.AuthenticationError | driver.AuthorizationError | driver.NoPermissionError):
         code = "NOPERM" if isinstance(error, driver.NoPermissionError) else "WRONGPASS"

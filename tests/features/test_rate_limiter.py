@@ -177,6 +177,14 @@ async def test_changed_limit_keeps_the_time_to_full(obs: Observatory) -> None:
     assert after.remaining == pytest.approx(500, abs=10)
 
 
+async def test_fraction_of_another_rate_is_rounded_against_the_caller(obs: Observatory) -> None:
+    """A third of a microsecond left over from an amount of three becomes a whole one under an amount of seven."""
+    key = obs.store.keys.bucket("rounded", "x")
+    for denominator, expected in ((3, [1, 10, 1, 0]), (7, [1, 11, 0, 0])):
+        await obs.store.command("SET", key, f"10,1,3,{START_US}", "PX", 60_000)
+        assert await obs.store.run(CHECK, [key], [START_US, 10**6, 0, 0, 0, denominator]) == expected
+
+
 async def test_define_again_takes_effect_on_the_next_call(obs: Observatory) -> None:
     """No restart, no new name."""
     obs.rate_limiter.define(Limit("again", 1, per="1h"))

@@ -65,6 +65,15 @@ async def test_events_of_strangers_become_the_ten_metrics(opening_any: Open) -> 
         assert (await obs.metrics.query(metric, stat)).value == expected
 
 
+async def test_id_is_remembered_over_the_turn_of_a_generation(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Posted again ten minutes later, or to an instance whose clock is a little ahead: known; after twenty it is new."""
+    store, posted = obs.store, [call(at_us=1)]
+    now_us = store.server_us() or 0
+    for later_s, expected in ((0, 1), (500, 0), (599, 0), (-300, 0), (1_900, 1)):
+        monkeypatch.setattr(store, "server_us", lambda moved=now_us + later_s * 1_000_000: moved)
+        assert (await obs.events.accept(posted)).accepted == expected, later_s
+
+
 async def test_own_calls_are_not_counted_again(opening: Open) -> None:
     """One writer a series: what the process has counted, the worker only applies."""
     obs = await opening()
@@ -157,6 +166,17 @@ async def test_stream_is_bounded_and_what_makes_room_is_counted(opening: Open, m
     async with working(Worker(await opening(role="worker"))):
         found = await settled(obs, 800)
     assert found["applied"] + found["dropped"] == 800
+
+
+async def test_own_events_that_make_room_are_counted_too(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,200 of one process on a stream of five entries: what was dropped and what waits are all of them."""
+    monkeypatch.setenv("OBSERVATORY_EVENTS_MAX_ENTRIES", "5")
+    obs = await opening()
+    for number in range(1_200):
+        obs.events.record({"type": "thing", "number": number})
+    await obs.flush()
+    found = await obs.events.lag()
+    assert (found["accepted"], found["dropped"], found["waiting"]) == (1_200, 700, 500)
 
 
 WORK = ["-m", "observatory", "worker"]
