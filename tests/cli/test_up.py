@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.servers import command, environment, process, wait_until
+from tests.servers import Server, command, environment, process, wait_until
 from tests.store.test_embedded import servers_of
 
 
@@ -114,3 +114,24 @@ def test_taken_port_is_said(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     wait_until(lambda: not servers_of(tmp_path / "state"), "no process is left")
+
+
+@pytest.mark.parametrize("kind", ["serve", "worker"])
+def test_several_processes_of_one_door(server: Server, namespace: str, kind: str) -> None:
+    """--processes 2: two children behind one command; a dead one is replaced; SIGTERM ends all of them with 0."""
+    env = environment(OBSERVATORY_REDIS_URL=server.url, OBSERVATORY_NAMESPACE=namespace, OBSERVATORY_SERVE_DRAIN_FOR="0")
+    words = [kind, "--processes", "2", *(["--port", "0"] if kind == "serve" else [])]
+    with process(["-m", "observatory", *words], env) as parent:
+        assert parent.stdout
+        ready = parent.stdout.readline()
+        children = children_of(parent.pid)
+        assert len(children) == 2
+        os.kill(children[0], signal.SIGKILL)
+        wait_until(lambda: len([pid for pid in children_of(parent.pid) if is_alive(pid)]) == 2, "two children again")
+        if kind == "serve":
+            url = ready.split()[-1]
+            assert httpx2.get(f"{url}/readyz", trust_env=False, timeout=20).status_code == 200
+        children = children_of(parent.pid)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(30) == 0
+        assert not any(map(is_alive, children))

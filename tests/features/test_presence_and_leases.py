@@ -2,6 +2,7 @@
 
 import asyncio
 
+from observatory import keys
 from observatory.clock import monotonic
 from tests.conftest import Open
 
@@ -13,6 +14,7 @@ async def test_instances_see_each_other_come_and_go(opening_any: Open) -> None:
     assert {member.says.role for member in await first.instances()} == {"client", "worker"}
     assert first.live_peers == 1
     await second.aclose()
+    assert (await first._lifetime.presence.beat()).live == 1  # type: ignore[union-attr]
     assert [member.instance for member in await first.instances()] == [first.instance]
 
 
@@ -24,6 +26,7 @@ async def test_silent_instance_is_gone_after_three_beats(opening: Open) -> None:
     assert [member.instance for member in await first.instances()] == [first.instance]
     await first._lifetime.presence.beat()  # type: ignore[union-attr]
     assert first._lifetime.presence.live == 1  # type: ignore[union-attr]
+    assert await first.store.command("HLEN", keys.instances(first.store.namespace)) == 1, "what it said of itself is gone too"
 
 
 async def test_namespaces_partitions_come_from_its_record(opening: Open) -> None:
