@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+import sys
 import threading
 from decimal import Decimal
 from fractions import Fraction
@@ -90,6 +91,25 @@ async def test_batches_that_a_failover_lost_are_sent_again(obs: Observatory) -> 
     assert outbox.lost == 0
 
 
+async def test_batches_that_are_gone_are_counted_and_cost_no_others(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failover that lost more than what is kept: the rest goes on under another identity, and the loss is a metric."""
+    monkeypatch.setattr("observatory.store.outbox.KEEP_FOR", -1.0)
+    outbox, keys, partition = obs.metrics._outbox, obs.store.keys, obs._lifetime.partition()
+    for _ in range(5):
+        obs.metrics.increment_counter(COUNTER)
+        await obs.metrics.flush()
+    before = outbox.writer
+    await obs.store.command("SET", keys.metric_writer(partition, before), 2, "PX", 60_000)
+    for _ in range(3):
+        obs.metrics.increment_counter(COUNTER, 10)
+        await obs.metrics.flush()
+    assert outbox.writer != before
+    assert outbox.lost == 3
+    await obs.metrics.flush()
+    assert await total(obs) == 35
+    assert await total(obs, "observatory_batches_lost_total", feature="metrics") == 3
+
+
 async def test_flushed_store_gets_the_last_seconds_again(opening: Open, own_server: Server) -> None:
     """FLUSHALL: what was counted in the last seconds comes back, and the fleet agrees on one record again."""
     obs = await opening(own_server)
@@ -124,8 +144,11 @@ async def test_close_flushes_also_when_cancelled(opening: Open, server: Server, 
     """The body is cancelled, and closing is too: what was recorded is there."""
     reader = await opening()
 
+    opened: list[Observatory] = []
+
     async def body() -> None:
         async with Observatory("x", redis_url=server.url, namespace=namespace) as obs:
+            opened.append(obs)
             obs.metrics.increment_counter(COUNTER)
             await asyncio.sleep(60)
 
@@ -137,6 +160,7 @@ async def test_close_flushes_also_when_cancelled(opening: Open, server: Server, 
             await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert opened[-1]._lifetime._store is None, "it is closed when the caller hears of the cancellation"
     assert await total(reader) == 3
 
 
@@ -295,6 +319,8 @@ async def test_series_are_bounded_and_what_is_folded_is_counted(opening: Open, m
 def test_recording_from_many_threads_loses_nothing() -> None:
     """Eight threads, one series, 80,000 additions."""
     recorder = Recorder()
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
 
     def work() -> None:
         for _ in range(10_000):
@@ -306,6 +332,7 @@ def test_recording_from_many_threads_loses_nothing() -> None:
     taken = [group.additions for _ in range(20) for group in recorder.freeze()]
     for thread in threads:
         thread.join()
+    sys.setswitchinterval(usual)
     taken += [group.additions for group in recorder.freeze()]
     assert sum(number for additions in taken for _, number in additions) == 80_000
 

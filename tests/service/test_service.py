@@ -326,6 +326,21 @@ def test_answers_do_not_wait_for_nagle(server: Server, namespace: str) -> None:
         assert min(took) < 0.03
 
 
+async def test_refusal_that_was_told_survives_the_instance(opening: Open, server: Server, namespace: str) -> None:
+    """SIGKILL in the moment after the answer: the refusal is counted all the same."""
+    env = environment(OBSERVATORY_REDIS_URL=server.url, OBSERVATORY_NAMESPACE=namespace, OBSERVATORY_METRICS_FLUSH_EVERY="3600")
+    obs = await opening()
+    with process(["-m", "observatory", "serve", "--port", "0"], env) as one, httpx2.Client(trust_env=False) as client:
+        assert one.stdout
+        url = one.stdout.readline().split()[-1]
+        body = {"limit": {"name": "told", "amount": 1, "per": "1h"}}
+        told = [client.post(f"{url}/v1/rate_limiter/check", json=body).json()["allowed"] for _ in range(4)]
+        one.kill()
+        one.wait()
+    assert told == [True, False, False, False]
+    assert (await obs.metrics.query(Metric.RATE_LIMIT_REJECTIONS, where={"limit": "told"})).value == 3
+
+
 def test_public_address_needs_a_word(tmp_path: Any) -> None:
     """This version has no keys: it does not listen where others can reach it unless told so."""
     with process(["-m", "observatory", "serve", "--host", "0.0.0.0", "--port", "0"], environment()) as one:

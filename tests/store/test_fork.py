@@ -57,6 +57,7 @@ async def test_four_forked_recorders_of_thirty_count_120(opening: Open, server: 
     with process(["-c", FORKING, server.url, namespace], environment()) as one:
         out, said = one.communicate(timeout=60)
     assert one.returncode == 0, out + said
+    assert "Warning" not in said, said
     obs = await opening()
     assert (await obs.metrics.query("test_forked_total")).value == 4 * 30 + 10
     assert (await obs.metrics.query("observatory_requests_total")).value == 4 * 30 + 10
