@@ -27,7 +27,7 @@ _MORE = object()
 """What the parser answers when it needs more bytes (its default, False, is also a reply)."""
 
 _abandoned: list[Any] = []
-"""Transports of a parent process. Kept, because their destructors would touch the parent's event loop."""
+"""Transports and streams of a parent process. Kept, because their destructors would touch the parent's event loop."""
 
 
 class _Call:
@@ -241,15 +241,13 @@ class Link(asyncio.Protocol):
     def abandon(self) -> None:
         """A forked child: let go without a word on the wire, since the socket is the parent's."""
         self.closed = True
-        transport = self._transport
-        if transport is not None:
-            _abandoned.append((transport, self._connection, self._connecting, self._timer))
-            sock = transport.get_extra_info("socket")
-            raw = getattr(sock, "_sock", None)
+        transport, connection = self._transport, self._connection
+        if transport is not None and connection is not None:
+            _abandoned.append((transport, connection._reader, connection._writer, self._connecting, self._timer))  # noqa: SLF001
+            connection._reader = connection._writer = None  # noqa: SLF001
+            raw = getattr(transport.get_extra_info("socket"), "_sock", None)
             if raw is not None:
                 os.close(raw.detach())
-            if self._connection is not None:
-                self._connection._reader = self._connection._writer = None  # noqa: SLF001
         self._transport = self._connection = self._connecting = self._timer = None
 
 

@@ -89,12 +89,13 @@ async def test_own_calls_are_not_counted_again(opening: Open) -> None:
 async def test_two_workers_share_four_partitions(opening: Open) -> None:
     """One alone holds all; with two, each holds two and applies at least a quarter; when one leaves, the other takes over."""
     obs = await opening()
-    workers = [Worker(await opening(role="worker")) for _ in range(2)]
+    workers = [Worker(await opening(role="worker"))]
     first_stop = asyncio.Event()
-    async with working(workers[1]):
+    async with working(workers[0]):
         async with asyncio.timeout(10):
-            while len(workers[1].partitions.held()) != 4:
+            while len(workers[0].partitions.held()) != 4:
                 await asyncio.sleep(0.05)
+        workers.insert(0, Worker(await opening(role="worker")))
         task = asyncio.create_task(workers[0].run(first_stop))
         async with asyncio.timeout(10):
             while [len(worker.partitions.held()) for worker in workers] != [2, 2]:
