@@ -92,5 +92,9 @@ def label_name(value: object) -> str:
     return _checked(_LABEL, value, "label name")
 
 
+def unit(value: object, what: str) -> str:
+    return _checked(_LABEL, value, what)
+
+
 def cache_name(value: object) -> str:
     return _checked(_CACHE, value, "cache name")

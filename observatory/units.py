@@ -12,7 +12,7 @@ NANO = 1_000_000_000
 MAX_EXACT = 2**52
 """The largest whole number that every script handles exactly, with room to add two of them (Lua numbers are doubles)."""
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)?")
+_DURATION = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)(us|ms|s|m|h|d|w)?", re.ASCII)
 _SECONDS = {
     "us": Fraction(1, 10**6),
     "ms": Fraction(1, 1000),
@@ -22,7 +22,7 @@ _SECONDS = {
     "d": Fraction(86_400),
     "w": Fraction(7 * 86_400),
 }
-_SIZE = re.compile(r"(\d+)(B|KiB|MiB|GiB|kB|MB|GB)?")
+_SIZE = re.compile(r"(\d{1,18})(B|KiB|MiB|GiB|kB|MB|GB)?")
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -87,9 +87,11 @@ def parsed(value: object, what: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return Decimal(value)
+        if len(value) <= 64:
+            return Decimal(value)
     except InvalidOperation:
-        raise InvalidArgument(f"{what}: {value!r:.60} is not a number") from None
+        pass
+    raise InvalidArgument(f"{what}: {value!r:.60} is not a number")
 
 
 def amount(whole: int, unit: str) -> int | Decimal:
@@ -105,6 +107,17 @@ def nano(value: object, what: str = "value") -> int:
     return round(_exact(value, what) * NANO)
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST_US = 250_000_000_000_000_000
+"""The year 9892: every moment in reach has a datetime."""
+
+
+def _in_range(us: int, what: str) -> int:
+    if not 0 <= us <= _LATEST_US:
+        raise InvalidArgument(f"{what} must be between 1970 and 9892")
+    return us
+
+
 def moment_us(value: datetime | str, now_us: int, what: str = "moment") -> int:
     """Microseconds since the epoch of an aware datetime, RFC 3339, a date, "now", or an age ("7d" = seven days ago)."""
     if isinstance(value, str):
@@ -112,7 +125,7 @@ def moment_us(value: datetime | str, now_us: int, what: str = "moment") -> int:
         if text == "now":
             return now_us
         if _DURATION.fullmatch(text):
-            return now_us - microseconds(text, what)
+            return _in_range(now_us - microseconds(text, what), what)
         try:
             value = datetime.fromisoformat(text)
         except ValueError:
@@ -123,12 +136,13 @@ def moment_us(value: datetime | str, now_us: int, what: str = "moment") -> int:
             value = value.replace(tzinfo=UTC)
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise InvalidArgument(f"{what} must be an aware datetime or a string, got {value!r:.80}")
-    return round((value - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
+    us = (value - _EPOCH) // timedelta(microseconds=1)
+    return _in_range(us, what)
 
 
 def moment(us: int) -> datetime:
     """An aware datetime of microseconds since the epoch."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
+    return _EPOCH + timedelta(microseconds=us)
 
 
 def timeout(value: float | None, what: str = "timeout") -> float | None:

@@ -375,6 +375,11 @@ async def test_query_groups_matches_and_steps(obs: Observatory) -> None:
         ({"step": 7}, "multiple of 10 s"),
         ({"where": "model"}, "not a matcher"),
         ({"where": 'model=~"("'}, "regular expression"),
+        ({"where": 'model=~"' + "(" * 2000 + '"'}, "regular expression"),
+        ({"where": 'model=~"a{99999999}"'}, "regular expression"),
+        ({"since": "9" * 5000 + "d"}, "not a moment"),
+        ({"since": "0001-01-01T00:00:00Z"}, "between 1970 and 9892"),
+        ({"since": "99999999999w"}, "between 0 and 142 years"),
         ({"by": "no spaces"}, "label name"),
         ({"top": 0}, "top must be"),
         ({"metric": "test_thing_total"}, 'Did you mean "test_things_total"'),
@@ -438,3 +443,9 @@ async def test_dimensions_become_labels_where_the_settings_say(opening: Open, mo
     await obs.flush()
     found = await obs.metrics.query(Metric.REQUESTS_TOTAL, by=("team", "user"))
     assert [dict(one.labels) for one in found.series] == [{"team": "search"}]
+
+
+def test_matchers_take_linear_time() -> None:
+    """An expression that would take a backtracking engine for ever."""
+    fits = query.matchers('model=~"(a+)+"')
+    assert not fits({"model": "a" * 1000 + "b"})

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
+import re2
 
 from ... import names, units
 from ...errors import InvalidArgument
@@ -71,24 +72,30 @@ def matchers(where: Mapping[str, str | Sequence[str]] | str) -> Matcher:
             names.label_name(name): {values} if isinstance(values, str) else set(values) for name, values in where.items()
         }
         return lambda labels: all(labels.get(name, "") in values for name, values in wanted.items())
-    tests: list[tuple[str, str, re.Pattern[str]]] = []
+    tests: list[tuple[str, Callable[[str], bool]]] = []
     text, at = where.strip().removeprefix("{").removesuffix("}").strip(), 0
     while at < len(text):
         found = _MATCHER.match(text, at)
         if found is None:
-            raise InvalidArgument(
-                f"where: {text[at : at + 40]!r} is not a matcher", remedy='Write model="gpt-4o",tenant!="acme"'
-            )
+            raise InvalidArgument(f"where: {text[at : at + 40]!r} is not a matcher", remedy='Write model="gpt-4o"')
         name, operator, value = found[1], found[2], re.sub(r"\\(.)", r"\1", found[3])
-        try:
-            pattern = re.compile(value if "~" in operator else re.escape(value))
-        except re.error as error:
-            raise InvalidArgument(f"where: {value!r:.60} is not a regular expression ({error})") from None
-        tests.append((name, operator, pattern))
+        tests.append((name, _fits(operator, value)))
         at = found.end()
-    return lambda labels: all(
-        bool(pattern.fullmatch(labels.get(name, ""))) != operator.startswith("!") for name, operator, pattern in tests
-    )
+    return lambda labels: all(fits(labels.get(name, "")) for name, fits in tests)
+
+
+def _fits(operator: str, value: str) -> Callable[[str], bool]:
+    """RE2, as Prometheus has it: in linear time, whatever a stranger writes."""
+    if operator in ("=", "!="):
+        return lambda label: (label == value) == (operator == "=")
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        pattern = re2.compile(value, options=options)
+    except re2.error as error:
+        why = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
+        raise InvalidArgument(f"where: {value!r:.60} is not a regular expression ({why!s:.80})") from None
+    return lambda label: bool(pattern.fullmatch(label)) == (operator == "=~")
 
 
 def quantile(value: Value, fraction: float) -> float | None:

@@ -51,8 +51,7 @@ class Shape(msgspec.Struct, frozen=True):
     def of(cls, limit: Limit) -> "Shape":
         """Checks the limit on the way. InvalidArgument."""
         where = f"limit {names.limit_name(limit.name)}"
-        if not isinstance(limit.unit, str) or not limit.unit.isidentifier() or len(limit.unit) > 64:
-            raise InvalidArgument(f"{where}: unit {limit.unit!r:.80} must be one word")
+        names.unit(limit.unit, f"{where}: unit")
         if limit.unit == "slots":
             raise InvalidArgument(f"{where}: slots are held, not spent; this version has no reserve")
         if limit.per in ("day", "week", "month"):
