@@ -65,7 +65,7 @@ class Observatory:
         self._given = {"service_name": service_name, "redis_url": redis_url, "namespace": namespace}
         self._fixed = settings
         self._clock: Clock = clock or ServerClock()
-        self._lifetime = Lifetime(role, flush=self.flush, flush_regularly=self._flush_regularly, forget=self._forget)
+        self._lifetime = Lifetime(role, flush=self._last_flush, flush_regularly=self._flush_regularly, forget=self._forget)
 
     # the rooms, made when first used
     @cached_property
@@ -179,6 +179,9 @@ class Observatory:
     async def flush(self) -> None:
         """What was recorded here is acknowledged by Redis when it returns; StoreUnavailable otherwise (nothing is lost)."""
         await asyncio.gather(self.events.flush(), self.metrics.flush())
+
+    async def _last_flush(self) -> None:
+        await asyncio.gather(self.events.flush(), self.metrics.retire())
 
     async def _flush_regularly(self) -> None:
         await asyncio.gather(self.events.flush(), self.metrics.flush_regularly())

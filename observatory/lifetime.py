@@ -31,8 +31,8 @@ _alive: "weakref.WeakSet[Lifetime]" = weakref.WeakSet()
 class Lifetime:
     """What is there between opening and closing. Rooms ask it for the store; nobody else holds one.
 
-    flush: deliver all that was recorded. flush_regularly: the same, as the background does it. forget: drop what a forked child
-    must not share with its parent.
+    flush: deliver all that was recorded, for the last time. flush_regularly: what is due, as the background does it.
+    forget: drop what a forked child must not share with its parent.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ KEYS
   watermark      string  the last batch of this writer that was appended
   stream         stream  entries of up to 100 events: id -> payload
   ledger         hash    accepted, applied, dead, dropped: how many events, ever
+  offset         string  the last entry that was settled; what is dropped is settled too
 
 ARGV
   batch          int     1, 2, 3 …
@@ -20,12 +21,13 @@ RETURNS {verdict, watermark, dropped}
 
 COMPLEXITY  O(events + dropped)
 ATOMICITY   one slot; the watermark moves with the data
-EXPIRY      the watermark a day after the last batch; the stream is bounded by max_entries
+EXPIRY      the watermark seven days after the last batch; the stream is bounded by max_entries
 RETRY       safe
 ]]
 local watermark = KEYS[1]
 local stream = KEYS[2]
 local ledger = KEYS[3]
+local offset = KEYS[4]
 local batch = tonumber(ARGV[1])
 local max_entries = tonumber(ARGV[2])
 
@@ -37,7 +39,7 @@ if batch > last + 1 then
   return {2, last, 0}
 end
 
-redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 86400000)
+redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 604800000)
 redis.call('XADD', stream, '*', unpack(ARGV, 3))
 redis.call('HINCRBY', ledger, 'accepted', (#ARGV - 2) / 2)
 
@@ -47,6 +49,8 @@ if excess > 0 then
   for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', math.min(excess, 10))) do
     dropped = dropped + #entry[2] / 2
     redis.call('XDEL', stream, entry[1])
+    -- A worker that has these in hand is refused by the offset, and goes on behind them: no event is both dropped and applied.
+    redis.call('SET', offset, entry[1])
   end
   redis.call('HINCRBY', ledger, 'dropped', dropped)
 end

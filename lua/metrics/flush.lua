@@ -27,7 +27,7 @@ RETURNS {verdict, watermark, refused}
 
 COMPLEXITY  O(pairs)
 ATOMICITY   one slot; the watermark moves with the data, so both are lost or kept together in a failover
-EXPIRY      windows keep_ms after their first write, gauges gauge_keep_ms after the last, watermark a day; totals and names stay
+EXPIRY      windows keep_ms after their first write, gauges gauge_keep_ms after the last, watermark seven days; totals and names stay
 RETRY       safe
 ]]
 local watermark = KEYS[1]
@@ -54,7 +54,7 @@ if now_us == 0 then
   now_us = time[1] * 1000000 + time[2]
 end
 
-redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 86400000)
+redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 604800000)
 
 local at = 7
 local gone_before = string.format('(%.0f', now_us - gauge_keep_ms * 1000)

@@ -22,6 +22,8 @@ from ..errors import ConfigurationError, StoreUnavailable
 
 START_TIMEOUT = 15.0
 """Seconds: for a server that loads its state."""
+_STARTS = 3
+"""How often a keeper that goes at once is started again."""
 _LONGEST_SOCKET = 100
 """Characters: the system's limit on a unix socket's path is 108, on some 104."""
 
@@ -101,27 +103,28 @@ class Server:
         return path
 
     def _start(self, executable: Path, path: Path) -> None:
-        log = self.directory / "log"
-        with log.open("ab") as output:
-            subprocess.run(  # noqa: S603 (our own module; it returns once the keeper is on its own)
-                [sys.executable, "-m", "observatory.store.keeper", os.fspath(self.directory), os.fspath(executable)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                check=False,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
+        log, starts = self.directory / "log", 0
         deadline = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and starts <= _STARTS:
             if answers(path):
                 return
             try:
                 lock(self.directory / "keeper", fcntl.LOCK_EX | fcntl.LOCK_NB).close()
             except BlockingIOError:
+                # A keeper lives: its server is loading or stands still, or both are about to go.
                 time.sleep(0.02)
-            else:
-                break
+                continue
+            starts += 1
+            with log.open("ab") as output:
+                subprocess.run(  # noqa: S603 (our own module; it returns once the keeper is on its own)
+                    [sys.executable, "-m", "observatory.store.keeper", os.fspath(self.directory), os.fspath(executable)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    check=False,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                )
         raise StoreUnavailable(f"the embedded server did not start; see {log}")
 
     def release(self) -> None:

@@ -27,7 +27,10 @@ def _die_with_parent() -> None:
 
 def main(directory: Path, executable: Path) -> int:
     # Held for the keeper's lifetime, so that whoever started it sees at once when it has died.
-    alive = lock(directory / "keeper", fcntl.LOCK_EX)
+    try:
+        alive = lock(directory / "keeper", fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0  # there is one; its server is slow, or it is about to go
     if os.fork():
         # The starter waits for this process only; the keeper itself belongs to init, and is nobody's zombie.
         os._exit(0)

@@ -23,6 +23,9 @@ MAX_OUTSTANDING = 100_000
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds during which calls fail at once after the n-th failed attempt to connect."""
 
+_TICK = 0.005
+"""Seconds: how closely a deadline is kept. Under load many fall due at once, and are told together."""
+
 _MORE = object()
 """What the parser answers when it needs more bytes (its default, False, is also a reply)."""
 
@@ -58,8 +61,13 @@ class Link(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._in_flight: deque[_Call] = deque()
         self._unsent: deque[tuple[_Call, bytes]] = deque()
+        self._waiting: deque[_Call] = deque()
         self._out: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._idle = True
+        """Nothing that was written waits for an answer."""
+        self._moved_at = 0.0
+        """When the first of those that wait was written, or the last answer came."""
         self._failures = 0
         self._fail_until = 0.0
         self._fault: ObservatoryError | None = None
@@ -85,7 +93,10 @@ class Link(asyncio.Protocol):
             if len(self._in_flight) >= MAX_OUTSTANDING:
                 future.set_exception(StoreUnavailable(f"{MAX_OUTSTANDING} calls are waiting for the store already"))
                 return future
-            self._in_flight.append(_Call(future, now))
+            call = _Call(future, now)
+            self._idle = self._idle or not self._in_flight
+            self._in_flight.append(call)
+            self._waiting.append(call)
             if not self._out:
                 loop.call_soon(self._flush)
             self._out.append(packed)
@@ -93,7 +104,9 @@ class Link(asyncio.Protocol):
             future.set_exception(_copy(self._fault))
             return future
         else:
-            self._unsent.append((_Call(future, now), packed))
+            call = _Call(future, now)
+            self._unsent.append((call, packed))
+            self._waiting.append(call)
             if self._connecting is None:
                 self._connecting = loop.create_task(self._open(), name=f"observatory link {self.name}")
         if self._timer is None:
@@ -113,6 +126,9 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
+        if self._idle and self._loop is not None:
+            # Measured from the writing: a loop that was blocked meanwhile must not take a sound link for a stuck one.
+            self._idle, self._moved_at = False, self._loop.time()
         if self._transport is not None and out:
             self._transport.write(b"".join(out))
 
@@ -136,6 +152,7 @@ class Link(asyncio.Protocol):
             return
         self._connection = connection
         self._reader = hiredis.Reader(replyError=ServerError, notEnoughData=_MORE)
+        self._idle = True
         transport.set_protocol(self)
         self._transport = transport
         self._connecting = None
@@ -162,6 +179,8 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
+        if self._loop is not None:
+            self._moved_at = self._loop.time()
         reader.feed(data)
         try:
             while (reply := reader.gets()) is not _MORE:
@@ -192,26 +211,23 @@ class Link(asyncio.Protocol):
         if self._loop is None:
             return
         now = self._loop.time()
-        if self._in_flight and now - self._in_flight[0].arrived >= self._drop_after:
+        if self._in_flight and not self._idle and now - self._moved_at >= self._drop_after:
             self._drop(StoreUnavailable(f"no answer from the store for {self._drop_after:g} s; the connection was dropped"))
-        overdue = now - self._max_wait + 1e-4
-        waiting = [call for call in self._in_flight if not call.future.done()]
-        waiting += [call for call, _ in self._unsent if not call.future.done()]
-        rest = None
-        for call in waiting:
-            if call.arrived <= overdue:
+        overdue, waiting = now - self._max_wait + 1e-4, self._waiting
+        # In the order of their arrival, so only those whose time has come are looked at.
+        while waiting and (waiting[0].future.done() or waiting[0].arrived <= overdue):
+            call = waiting.popleft()
+            if not call.future.done():
                 call.future.set_exception(
                     StoreUnavailable(f"the store did not answer within {self._max_wait:g} s", context={"link": self.name})
                 )
-            else:
-                rest = call.arrived + self._max_wait if rest is None else min(rest, call.arrived + self._max_wait)
         while self._unsent and self._unsent[0][0].future.done():
             self._unsent.popleft()
+        due = [waiting[0].arrived + self._max_wait] if waiting else []
         if self._in_flight:
-            stuck = self._in_flight[0].arrived + self._drop_after
-            rest = stuck if rest is None else min(rest, stuck)
-        if rest is not None:
-            self._timer = self._loop.call_at(max(rest, now + 0.001), self._tick)
+            due.append(self._moved_at + self._drop_after)
+        if due:
+            self._timer = self._loop.call_at(max(min(due), now + _TICK), self._tick)
 
     def _drop(self, fault: ObservatoryError) -> None:
         transport, self._transport = self._transport, None

@@ -18,6 +18,9 @@ B = TypeVar("B")
 KEEP_FOR = 10.0
 """Seconds that an acknowledged batch is kept, in case a failover loses it. Longer than any replication lag we promise for."""
 
+RENEW_AFTER = 24 * 3600.0
+"""Seconds of quiet after which a writer takes another identity: the store forgets a watermark after seven days."""
+
 DUPLICATE, ADDED, GAP = 0, 1, 2
 
 
@@ -50,6 +53,8 @@ class Outbox(Generic[B]):
         self._pending: deque[tuple[int, B]] = deque()
         self._kept: deque[tuple[int, B, float]] = deque()
         self._delivering = None
+        self._sent = False
+        self._heard_at = monotonic()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -63,17 +68,25 @@ class Outbox(Generic[B]):
         """Send what is pending, in order. StoreUnavailable leaves the rest pending; cancellation too."""
         async with self._one_at_a_time():
             while self._pending:
+                self._forget_old()
+                if not self._sent and monotonic() - self._heard_at > RENEW_AFTER:
+                    self._begin_anew([batch for _, batch in self._pending])
                 number, batch = self._pending[0]
+                self._sent = True
                 verdict = await self._send(self.writer, number, batch)
+                self._heard_at, self._sent = monotonic(), False
                 if verdict.what == GAP:
                     self._refill(verdict.watermark)
                     continue
                 # A duplicate is what an earlier send became whose reply was lost.
                 self._pending.popleft()
                 self._kept.append((number, batch, monotonic()))
-            forget_before = monotonic() - KEEP_FOR
-            while self._kept and self._kept[0][2] < forget_before:
-                self._kept.popleft()
+            self._forget_old()
+
+    def _forget_old(self) -> None:
+        forget_before = monotonic() - KEEP_FOR
+        while self._kept and self._kept[0][2] < forget_before:
+            self._kept.popleft()
 
     def _one_at_a_time(self) -> asyncio.Lock:
         """A lock belongs to the loop that first waited for it; an Observatory may be opened on another one later."""
@@ -92,7 +105,13 @@ class Outbox(Generic[B]):
             # What lies between is gone for good. Our old numbers can never be added any more, so a new identity may
             # carry the same batches.
             self.lost += missing
-            self.writer = new_writer()
-            batches = [(number, batch) for number, (_, batch) in enumerate(batches, 1)]
-            self._next = len(batches) + 1
-        self._pending = deque(batches)
+            self._begin_anew([batch for _, batch in batches])
+        else:
+            self._pending = deque(batches)
+
+    def _begin_anew(self, batches: list[B]) -> None:
+        """The same batches under an identity whose numbers nobody has seen."""
+        self.writer = new_writer()
+        self._kept.clear()
+        self._pending = deque(enumerate(batches, 1))
+        self._next = len(batches) + 1

@@ -91,7 +91,7 @@ async def test_batches_that_a_failover_lost_are_sent_again(obs: Observatory) -> 
     assert outbox.lost == 0
 
 
-async def test_batches_that_are_gone_are_counted_and_cost_no_others(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batches_that_are_gone_are_counted(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failover that lost more than what is kept: the rest goes on under another identity, and the loss is a metric."""
     monkeypatch.setattr("observatory.store.outbox.KEEP_FOR", -1.0)
     outbox, keys, partition = obs.metrics._outbox, obs.store.keys, obs._lifetime.partition()
@@ -108,6 +108,62 @@ async def test_batches_that_are_gone_are_counted_and_cost_no_others(obs: Observa
     await obs.metrics.flush()
     assert await total(obs) == 35
     assert await total(obs, "observatory_batches_lost_total", feature="metrics") == 3
+
+
+async def test_watermark_that_expired_in_a_quiet_week_doubles_nothing(
+    obs: Observatory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a long quiet the writer takes another identity; and an old acknowledged batch is never sent again."""
+    outbox, keys, partition = obs.metrics._outbox, obs.store.keys, obs._lifetime.partition()
+    obs.metrics.increment_counter(COUNTER)
+    await obs.metrics.flush()
+    before = outbox.writer
+    for expired in (False, True):
+        if expired:
+            await obs.store.command("DEL", keys.metric_writer(partition, outbox.writer))
+        monkeypatch.setattr("observatory.store.outbox.RENEW_AFTER", 10**9 if expired else -1.0)
+        monkeypatch.setattr("observatory.store.outbox.KEEP_FOR", -1.0)
+        obs.metrics.increment_counter(COUNTER)
+        await obs.metrics.flush()
+    assert outbox.writer != before
+    assert await total(obs) == 3
+
+
+async def test_gauges_leave_with_their_process(opening: Open, server: Server, namespace: str) -> None:
+    """An orderly close takes them along at once; opened again, they stand again."""
+    eye, leaving = await opening(), Observatory("x", redis_url=server.url, namespace=namespace)
+    async with leaving:
+        leaving.metrics.set_gauge("test_open", 5)
+        await leaving.flush()
+        assert (await eye.metrics.query("test_open", "last")).value == 5
+    assert "test_open" not in await eye.metrics.exposition()
+    async with leaving:
+        leaving.metrics.increment_counter(COUNTER)
+        await leaving.flush()
+        assert (await eye.metrics.query("test_open", "last")).value == 5
+
+
+async def test_flush_says_so_when_the_store_was_never_reached() -> None:
+    """Nothing was acknowledged, so it does not return as if."""
+    obs = Observatory("x", redis_url="unix:///nowhere/s")
+    async with obs:
+        obs.metrics.increment_counter(COUNTER)
+        with pytest.raises(StoreUnavailable):
+            await obs.metrics.flush()
+
+
+async def test_nobody_can_spoil_the_fleets_numbers(obs: Observatory) -> None:
+    """A description that is no text is refused; one that lies in the store hides only itself; a gauge stays finite."""
+    with pytest.raises(InvalidArgument, match="unit must be a text"):
+        obs.metrics.counter("test_odd_total", unit=6)  # type: ignore[arg-type]
+    for _ in range(2):
+        obs.metrics.gauge("test_huge").add(1e308)
+    obs.metrics.increment_counter(COUNTER)
+    await obs.flush()
+    await obs.store.command("HSET", obs.store.keys.metric_names(0), "test_spoilt", '{"kind": 7}')
+    text = await obs.metrics.exposition()
+    assert "test_huge 1" in text
+    assert await total(obs) == 1
 
 
 async def test_flushed_store_gets_the_last_seconds_again(opening: Open, own_server: Server) -> None:

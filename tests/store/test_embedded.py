@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,36 @@ def test_killed_keeper_takes_the_server_along_and_users_start_another(tmp_path: 
             other.communicate("\n", timeout=20)
         user.communicate("\n", timeout=20)
     wait_until(lambda: not servers_of(directory), "no process is left")
+
+
+def test_server_that_stands_still_is_waited_for(tmp_path: Path) -> None:
+    """A second user comes while the server is stopped: no second keeper, no hang; it goes on with the server."""
+    directory = tmp_path / "e"
+    with process(["-c", HOLD, f"embedded://{directory}"]) as first:
+        assert first.stdout
+        first.stdout.readline()
+        (server,) = [pid for pid in servers_of(directory) if b"valkey-server " in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(server, signal.SIGSTOP)
+        with process(["-c", HOLD, f"embedded://{directory}"]) as second:
+            assert second.stdout
+            time.sleep(2.5)
+            os.kill(server, signal.SIGCONT)
+            assert second.stdout.readline() in ("98\n", "99\n", "100\n")
+            second.communicate("\n", timeout=20)
+        first.communicate("\n", timeout=20)
+    wait_until(lambda: not servers_of(directory), "no process is left")
+
+
+def test_many_short_users_never_miss_the_server(tmp_path: Path) -> None:
+    """Thirty processes come and go on one directory, six at a time: each is served, none is left behind."""
+    code = HOLD.replace("        await asyncio.to_thread(sys.stdin.readline)\n", "")
+    for _ in range(5):
+        with ExitStack() as stack:
+            users = [stack.enter_context(process(["-c", code, f"embedded://{tmp_path}/e"])) for _ in range(6)]
+            for one in users:
+                _, said = one.communicate(timeout=40)
+                assert one.returncode == 0, said
+    wait_until(lambda: not servers_of(tmp_path / "e"), "no process is left")
 
 
 async def test_state_is_kept_between_runs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -114,6 +115,22 @@ async def test_stuck_link_is_dropped_and_made_again(between: Proxy) -> None:
     await asyncio.sleep(0.5)
     between.deaf = False
     assert await link.call("CLIENT", "ID") != first
+    link.close()
+
+
+async def test_blocked_loop_does_not_cost_the_link(server: Server) -> None:
+    """The application blocks its own loop for longer than a stuck link is given: late, but not cut off."""
+    link = link_to(server.url, max_wait=5.0, drop_after=0.2)
+    identity = await link.call("CLIENT", "ID")
+    for _ in range(3):
+        call = link.call("PING")
+        time.sleep(0.4)  # noqa: ASYNC251 (that is the point)
+        assert await call == b"PONG"
+        call = link.call("PING")
+        await asyncio.sleep(0)
+        time.sleep(0.4)  # noqa: ASYNC251
+        assert await call == b"PONG"
+    assert await link.call("CLIENT", "ID") == identity
     link.close()
 
 

@@ -172,6 +172,28 @@ async def test_stream_is_bounded_and_what_makes_room_is_counted(opening: Open, m
     assert found["applied"] + found["dropped"] == 800
 
 
+async def test_what_is_dropped_is_not_applied_too(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has the oldest in hand when they must make room: it is refused, and goes on behind them."""
+    monkeypatch.setenv("OBSERVATORY_EVENTS_MAX_ENTRIES", "5")
+    monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "1")
+    obs = await opening()
+
+    async def five() -> None:
+        for _ in range(5):
+            obs.events.record({"type": "thing"})
+            await obs.events.flush()
+
+    await five()
+    entries = await obs.store.command("XRANGE", obs.store.keys.stream(0), "-", "+")
+    await five()
+    meaning = Meaning((), obs.store.server_us() or 0)
+    meaning.read(entries)
+    done, stands_at = await apply(obs.store.bulk(), 0, "0-0", entries, meaning)
+    assert (done, stands_at) == (False, entries[-1][0].decode())
+    async with working(Worker(await opening(role="worker"))):
+        assert await settled(obs, 10) == {"accepted": 10, "applied": 5, "dead": 0, "dropped": 5, "waiting": 0}
+
+
 async def test_own_events_that_make_room_are_counted_too(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """1,200 of one process on a stream of five entries: what was dropped and what waits are all of them."""
     monkeypatch.setenv("OBSERVATORY_EVENTS_MAX_ENTRIES", "5")

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 
 from ... import names
+from ...errors import StoreUnavailable
 from ...keys import Key
 from ...names import Definition, Metric
 from ...store.outbox import Outbox, Verdict
@@ -84,6 +85,8 @@ class Metrics:
     # flushing
     async def flush(self) -> None:
         """Acknowledged by Redis when it returns; StoreUnavailable otherwise (nothing is lost)."""
+        if not self._store().joined:
+            raise StoreUnavailable("the store has not been reached yet; what was recorded waits")
         self._freeze(final=True)
         await self._outbox.deliver()
         if self._outbox.lost > self._lost_reported:
@@ -105,6 +108,12 @@ class Metrics:
             await asyncio.wait({running})
         self._commit, self._next_commit = self._next_commit, None
         await self.flush()
+
+    async def retire(self) -> None:
+        """As `flush`, and this process's gauges stand nowhere any more."""
+        await self.flush()
+        self._outbox.put(Batch(0, (), ()))
+        await self._outbox.deliver()
 
     async def flush_regularly(self) -> None:
         """What the background does: as `flush`, but while the store is away it freezes only once a window."""

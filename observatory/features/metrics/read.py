@@ -79,7 +79,11 @@ async def definitions(store: Store) -> dict[str, Definition]:
     for fields in await _hashes(store, [store.keys.metric_names(partition) for partition in _partitions(store)]):
         for name, said in fields.items():
             metric = name.decode()
-            found[metric] = OURS.get(metric) or msgspec.json.decode(said, type=Definition)
+            try:
+                found[metric] = OURS.get(metric) or msgspec.json.decode(said, type=Definition)
+            except msgspec.MsgspecError:
+                # One metric that somebody else has spoilt must not hide all the others.
+                continue
     return found
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from ... import names, units
-from ...errors import ObservatoryError
+from ...errors import InvalidArgument, ObservatoryError
 from ...logs import INTERNAL
 from ...names import OURS, Definition, Kind
 from . import series
@@ -93,6 +93,9 @@ class Recorder:
     def describe(self, metric: str, definition: Definition) -> None:
         """Say what a metric is, before it is recorded. InvalidArgument when the name is not acceptable."""
         names.metric_name(metric)
+        for text, what in ((definition.unit, "unit"), (definition.description, "description")):
+            if not isinstance(text, str) or len(text) > 500:
+                raise InvalidArgument(f"metric {metric}: {what} must be a text of at most 500 characters, got {text!r:.80}")
         with self._lock:
             if metric not in self._tables:
                 self._tables[metric] = _Table(metric, OURS.get(metric, definition))
@@ -205,7 +208,10 @@ class Recorder:
                 raise ValueError(f"{by!r} is not a finite number")
             with self._lock:
                 found = self._find(table, tuple((labels or _NOTHING).items()), labels or _NOTHING)
-                found.value = (found.value or 0.0) + by
+                moved = (found.value or 0.0) + by
+                if not math.isfinite(moved):
+                    raise ValueError(f"{by!r} more is not a finite number")
+                found.value = moved
         except (ObservatoryError, ValueError, TypeError) as error:
             self._refuse(metric, error)
 
