@@ -159,7 +159,7 @@ class Observatory:
         the caller is cancelled meanwhile (the cancellation is delivered afterwards)."""
         await self._lifetime.aclose()
         if not self.is_open and "tracing" in self.__dict__:
-            await asyncio.to_thread(self.tracing.close)
+            await self.tracing.aclose(self.settings.shutdown_timeout)
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -1,6 +1,9 @@
 """OpenTelemetry spans with W3C context in and out. The SDK is loaded only when a span is asked for."""
 
+import asyncio
+import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -73,6 +76,7 @@ class Tracing:
         from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
         provider = TracerProvider(
+            shutdown_on_exit=False,  # closed by us, within a bound
             sampler=ParentBasedTraceIdRatio(self._sample_ratio),
             resource=Resource.create({"service.name": self._service, "service.instance.id": self._instance}),
         )
@@ -83,11 +87,24 @@ class Tracing:
         self._provider = provider
         return provider
 
-    def close(self) -> None:
-        """Send what is buffered and stop. Blocks for as long as the exporter's timeout: call it from a thread."""
+    async def aclose(self, timeout: float) -> None:
+        """Send what is buffered and stop, within `timeout` seconds: an exporter blocks for as long as its backend is silent."""
         provider, self._provider, self._tracer = self._provider, None, None
-        if provider is not None:
-            provider.shutdown()
+        if provider is None:
+            return
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+        def close() -> None:
+            with contextlib.suppress(Exception):
+                provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop did not wait that long
+                loop.call_soon_threadsafe(closed.set)
+
+        # A daemon, since a pool's thread would keep the process from ending.
+        threading.Thread(target=close, daemon=True, name="observatory tracing").start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await closed.wait()
 
     def forget(self) -> None:
         """A forked child: the exporter's thread did not come along."""

@@ -79,7 +79,7 @@ def measure(into: Adding, call: CallData, dimensions: Dimensions, labels: tuple[
     base.update((name, dimensions[name]) for name in labels if name in dimensions)
     into.increment_counter(Metric.REQUESTS_TOTAL, 1, {**base, "status": call.status})
     if call.status == "error":
-        into.increment_counter(Metric.ERRORS_TOTAL, 1, {"code": call.error or "unknown", "module": "llm"})
+        into.increment_counter(Metric.ERRORS_TOTAL, 1, {"code": (call.error or "unknown")[:200], "module": "llm"})
     if call.status == "refused":
         return
     if call.latency is not None:

@@ -192,6 +192,9 @@ class Link(asyncio.Protocol):
         if isinstance(reply, hiredis.PushNotification):
             return
         future = self._in_flight.popleft().future
+        if isinstance(reply, ServerError) and reply.code == "READONLY" and self._loop is not None:
+            # A primary that was demoted keeps its clients; the address may lead to the new one by now.
+            self._loop.call_soon(self._drop, StoreUnavailable("the store became a replica; the connection was dropped"))
         if future.done():
             return
         if isinstance(reply, ServerError):

@@ -41,6 +41,7 @@ class Worker:
         balancing = Background((Job("partitions", BALANCE_EVERY, self.partitions.balance),))
         balancing.start()
         stopping = asyncio.ensure_future(stop.wait())
+        step: asyncio.Future[None] | None = None
         try:
             while not stop.is_set():
                 step = asyncio.ensure_future(self._step())
@@ -52,6 +53,9 @@ class Worker:
                 step.result()
         finally:
             stopping.cancel()
+            if step is not None and not step.done():
+                step.cancel()
+                await asyncio.gather(step, return_exceptions=True)
             await balancing.stop()
             try:
                 await self.partitions.release()

@@ -1,14 +1,17 @@
 """Log lines that a machine can read and nobody can forge; spans whose context goes out and comes in."""
 
+import asyncio
 import io
 import json
 import logging
+import socket
 
 import pytest
 from opentelemetry import trace
 
 from observatory import Observatory
 from observatory.logs import Logger, handler
+from tests.servers import Server
 
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:
@@ -63,7 +66,7 @@ async def test_our_own_lines_go_where_the_application_says(caplog: pytest.LogCap
     assert "seen" in caplog.text
 
 
-def test_span_context_goes_out_and_comes_in() -> None:
+async def test_span_context_goes_out_and_comes_in() -> None:
     """W3C traceparent and baggage; log lines carry the ids; a parent from headers is the parent."""
     obs, stream = Observatory("traced", redis_url="redis://127.0.0.1:1"), io.StringIO()
     obs.logger.to(stream)
@@ -84,8 +87,8 @@ def test_span_context_goes_out_and_comes_in() -> None:
         assert parent is not None
         assert f"{parent.span_id:016x}" == span_id
     assert not trace.get_current_span().get_span_context().is_valid
-    obs.tracing.close()
-    other.tracing.close()
+    await obs.tracing.aclose(5)
+    await other.tracing.aclose(5)
 
 
 async def test_observed_function_has_a_span_and_its_error() -> None:
@@ -102,4 +105,23 @@ async def test_observed_function_has_a_span_and_its_error() -> None:
         await work()
     assert "work" in getattr(seen[0], "name", "")
     assert getattr(seen[0], "status").status_code.name == "ERROR"  # noqa: B009
-    obs.tracing.close()
+    await obs.tracing.aclose(5)
+
+
+async def test_silent_collector_does_not_hold_up_closing(
+    server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backend takes connections and says nothing: closing ends within its bound all the same."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("OBSERVATORY_SHUTDOWN_TIMEOUT", "1")
+        obs = Observatory("traced", redis_url=server.url, namespace=namespace)
+        await obs.open()
+        with obs.span("lost"):
+            pass
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await obs.aclose()
+        assert loop.time() - began < 2.5

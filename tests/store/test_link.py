@@ -134,6 +134,22 @@ async def test_blocked_loop_does_not_cost_the_link(server: Server) -> None:
     link.close()
 
 
+async def test_demoted_primary_is_left(own_server: Server, server: Server, tmp_path: Path) -> None:
+    """A name that moves to another server: the old one, now a replica, keeps its clients; they leave by themselves."""
+    name = tmp_path / "name"
+    name.symlink_to(own_server.path)
+    link = link_to(f"unix://{name}")
+    await link.call("SET", "demoted", "1", "PX", 60_000)
+    await link.call("REPLICAOF", "127.0.0.1", "1")
+    name.unlink()
+    name.symlink_to(server.path)
+    with pytest.raises(StoreUnavailable, match="READONLY"):
+        await link.call("SET", "demoted", "2", "PX", 60_000)
+    assert await link.call("SET", "demoted", "3", "PX", 60_000) == b"OK"
+    assert await link.call("DEL", "demoted") == 1
+    link.close()
+
+
 async def test_lost_connection_ends_every_call_once(between: Proxy) -> None:
     """All outstanding callers hear of it at once; nothing is sent again behind their back."""
     link = link_to(between.url, max_wait=5.0)

@@ -102,8 +102,10 @@ async def test_two_workers_share_four_partitions(opening: Open) -> None:
                 await asyncio.sleep(0.05)
         await obs.events.accept([call(at_us=obs.store.server_us() or 0) for _ in range(2_000)])
         await settled(obs, 2_000)
+        async with asyncio.timeout(5):
+            while sum(worker.applied for worker in workers) != 2_000:
+                await asyncio.sleep(0.05)
         assert all(worker.applied >= 500 for worker in workers)
-        assert sum(worker.applied for worker in workers) == 2_000
         first_stop.set()
         await task
         await workers[0]._obs.aclose()
@@ -170,6 +172,19 @@ async def test_stream_is_bounded_and_what_makes_room_is_counted(opening: Open, m
     async with working(Worker(await opening(role="worker"))):
         found = await settled(obs, 800)
     assert found["applied"] + found["dropped"] == 800
+
+
+async def test_cancelled_worker_leaves_no_task_behind(opening: Open) -> None:
+    """At rest, in a blocking read, or in the midst of an apply."""
+    obs = await opening(role="worker")
+    for delay in (0.0, 0.02, 0.7):
+        task = asyncio.create_task(Worker(obs).run(asyncio.Event()))
+        await asyncio.sleep(delay)
+        await obs.events.accept([call(at_us=1)])
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not [one for one in asyncio.all_tasks() if "Worker" in repr(one.get_coro())]
 
 
 async def test_what_is_dropped_is_not_applied_too(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
