@@ -24,6 +24,8 @@ START_TIMEOUT = 15.0
 """Seconds: for a server that loads its state."""
 _STARTS = 3
 """How often a keeper that goes at once is started again."""
+_PAUSE = 5.0
+"""Seconds in which a server that did not start is not tried again."""
 _LONGEST_SOCKET = 100
 """Characters: the system's limit on a unix socket's path is 108, on some 104."""
 
@@ -82,6 +84,7 @@ class Server:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._share: IO[bytes] | None = None
+        self._again_at = 0.0
 
     def ensure(self) -> Path:
         """A running server's socket; starts the server when nobody has. Safe to call again after it died."""
@@ -97,6 +100,8 @@ class Server:
         path = socket_path(self.directory)
         if answers(path):
             return path
+        if time.monotonic() < self._again_at:
+            raise StoreUnavailable(f"the embedded server did not start; see {self.directory / 'log'}")
         with lock(self.directory / "start", fcntl.LOCK_EX):
             if not answers(path):
                 self._start(executable, path)
@@ -125,6 +130,8 @@ class Server:
                     check=False,
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 )
+        # Each try is a process: one that cannot succeed must not eat the machine.
+        self._again_at = time.monotonic() + _PAUSE
         raise StoreUnavailable(f"the embedded server did not start; see {log}")
 
     def release(self) -> None:
