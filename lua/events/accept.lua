@@ -6,7 +6,6 @@ Who posts over HTTP may post again, to another instance, when an answer was lost
 KEYS
   stream         stream  entries of up to 100 events: id -> payload
   ledger         hash    accepted, applied, dead, dropped: how many events, ever
-  offset         string  the last entry that was settled; what is dropped is settled too
   seen_now       set     ids accepted in this generation
   seen_before    set     in the one before
   seen_next      set     in the next: another instance's clock may be a little ahead
@@ -28,10 +27,9 @@ RETRY       safe
 ]]
 local stream = KEYS[1]
 local ledger = KEYS[2]
-local offset = KEYS[3]
-local seen_now = KEYS[4]
-local seen_before = KEYS[5]
-local seen_next = KEYS[6]
+local seen_now = KEYS[3]
+local seen_before = KEYS[4]
+local seen_next = KEYS[5]
 local max_entries = tonumber(ARGV[1])
 local keep_ms = tonumber(ARGV[2])
 
@@ -60,8 +58,6 @@ if excess > 0 then
   for _, oldest in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', math.min(excess, 10))) do
     dropped = dropped + #oldest[2] / 2
     redis.call('XDEL', stream, oldest[1])
-    -- A worker that has these in hand is refused by the offset, and goes on behind them: no event is both dropped and applied.
-    redis.call('SET', offset, oldest[1])
   end
   redis.call('HINCRBY', ledger, 'dropped', dropped)
 end

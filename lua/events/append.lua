@@ -7,7 +7,6 @@ KEYS
   watermark      string  the last batch of this writer that was appended
   stream         stream  entries of up to 100 events: id -> payload
   ledger         hash    accepted, applied, dead, dropped: how many events, ever
-  offset         string  the last entry that was settled; what is dropped is settled too
 
 ARGV
   batch          int     1, 2, 3 …
@@ -27,7 +26,6 @@ RETRY       safe
 local watermark = KEYS[1]
 local stream = KEYS[2]
 local ledger = KEYS[3]
-local offset = KEYS[4]
 local batch = tonumber(ARGV[1])
 local max_entries = tonumber(ARGV[2])
 
@@ -49,8 +47,6 @@ if excess > 0 then
   for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', math.min(excess, 10))) do
     dropped = dropped + #entry[2] / 2
     redis.call('XDEL', stream, entry[1])
-    -- A worker that has these in hand is refused by the offset, and goes on behind them: no event is both dropped and applied.
-    redis.call('SET', offset, entry[1])
   end
   redis.call('HINCRBY', ledger, 'dropped', dropped)
 end

@@ -14,6 +14,7 @@ KEYS
 
 ARGV
   read_from      string  the offset that the worker read from; "0-0" = the beginning
+  first          string  the first entry it read
   to             string  the last entry it read
   trim_to        string  the first entry id that stays
   applied        int     events that the deltas stand for
@@ -27,7 +28,7 @@ RETURNS {done, offset, refused}
   offset         string  where the partition stands now
   refused        int     additions that the store refused, each by itself
 
-COMPLEXITY  O(pairs + buried + trimmed)
+COMPLEXITY  O(pairs + buried + trimmed); the run is read again when part of it had to make room meanwhile
 ATOMICITY   one slot
 EXPIRY      windows keep_ms after their first write; the rest stays, bounded
 RETRY       safe (the second time the offset has moved)
@@ -38,19 +39,30 @@ local ledger = KEYS[3]
 local dead = KEYS[4]
 local names = KEYS[5]
 local read_from = ARGV[1]
-local to = ARGV[2]
-local trim_to = ARGV[3]
-local applied = tonumber(ARGV[4])
-local keep_ms = tonumber(ARGV[5])
-local max_dead = tonumber(ARGV[6])
-local buried = tonumber(ARGV[7])
+local first = ARGV[2]
+local to = ARGV[3]
+local trim_to = ARGV[4]
+local applied = tonumber(ARGV[5])
+local keep_ms = tonumber(ARGV[6])
+local max_dead = tonumber(ARGV[7])
+local buried = tonumber(ARGV[8])
 
 local stands_at = redis.call('GET', offset) or '0-0'
 if stands_at ~= read_from then
   return {0, stands_at, 0}
 end
 
-local at = 8
+-- What had to make room while the worker had it in hand was counted as dropped; it is not lost after all.
+local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+if not oldest or oldest[1] ~= first then
+  local saved = applied + buried
+  for _, entry in ipairs(redis.call('XRANGE', stream, first, to)) do
+    saved = saved - #entry[2] / 2
+  end
+  redis.call('HINCRBY', ledger, 'dropped', -saved)
+end
+
+local at = 9
 for _ = 1, buried do
   redis.call('XADD', dead, 'MAXLEN', '~', max_dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
   at = at + 3
