@@ -96,7 +96,11 @@ def parsed(value: object, what: str) -> object:
 
 def amount(whole: int, unit: str) -> int | Decimal:
     """The other way: what a person reads."""
-    return Decimal(whole).scaleb(-9).normalize() if unit == "usd" else whole
+    if unit != "usd":
+        return whole
+    dollars = Decimal(whole).scaleb(-9).normalize()
+    # 50 and not 5E+1.
+    return dollars.quantize(Decimal(1)) if dollars == dollars.to_integral_value() else dollars
 
 
 def nano(value: object, what: str = "value") -> int:

@@ -4,6 +4,7 @@ Exit codes: 0 yes or done, 1 no (refused, findings, a check that failed), 2 usag
 """
 
 import asyncio
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
@@ -20,7 +21,8 @@ from ..settings import Settings
 
 T = TypeVar("T")
 
-OUT = Console(highlight=False, soft_wrap=True)
+# Cut to a width only where there is one: what is piped is searched and copied.
+OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 10_000)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -62,10 +64,14 @@ class Context(msgspec.Struct):
 
 def done(work: Coroutine[Any, Any, T]) -> T:
     """Run it; an error of ours becomes one line and an exit code."""
+    # SIGTERM as Ctrl-C: what was begun is taken back. Commands that run until they are stopped listen for themselves.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return asyncio.run(work)
     except ObservatoryError as error:
         fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 def fail(error: ObservatoryError) -> NoReturn:
@@ -82,7 +88,8 @@ def show_json(value: Any) -> None:
 def show_table(columns: list[str], rows: list[list[str]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="")
     for column in columns:
-        table.add_column(column.upper(), no_wrap=True, justify="right" if column.endswith("#") else "left")
+        right = column.endswith("#")
+        table.add_column(column.removesuffix("#").strip().upper(), no_wrap=bool(column), justify="right" if right else "left")
     for row in rows:
         table.add_row(*row)
     OUT.print(table)

@@ -15,7 +15,6 @@ import msgspec
 
 from ..errors import ConfigurationError
 from ..logs import INTERNAL
-from ..service.server import listen
 
 READY_TIMEOUT = 30.0
 STOP_TIMEOUT = 40.0
@@ -58,6 +57,8 @@ class Fleet:
 
     async def start(self, services: int, workers: int, host: str, port: int) -> None:
         """All of them are ready when it returns. ConfigurationError when one does not come up."""
+        from ..service.server import listen
+
         for number in range(services):
             listener = listen(host, port + number if port else 0)
             self.services.append(Service(f"http://{host}:{listener.getsockname()[1]}", listener))

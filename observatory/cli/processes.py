@@ -97,8 +97,11 @@ async def running(
         await asyncio.to_thread(embedded.Server(where.embedded).wait_stopped, 10.0)
 
 
-async def up(context: Context, *, services: int, workers: int, host: str, port: int, data_dir: Path | None) -> None:
+async def up(
+    context: Context, *, services: int, workers: int, host: str, port: int, data_dir: Path | None, anonymous: bool
+) -> None:
     """Until Ctrl-C."""
+    _refuse_public(host, anonymous=anonymous)
     where = data_dir.absolute() if data_dir is not None else None  # noqa: ASYNC240 (no file is touched)
     with stop_signal() as stop:
         async with running(context, services=services, workers=workers, host=host, port=port, data_dir=where) as (obs, fleet):

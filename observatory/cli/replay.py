@@ -105,6 +105,8 @@ class _Process:
             *(sys.executable, "-m", "observatory.cli.replay_process"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            # Ctrl-C is for the starter, which ends its processes itself.
+            start_new_session=True,
         )
         await self._say(msgspec.json.encode(self.plan))
         await self._hear()
@@ -151,6 +153,7 @@ async def replay(wanted: Sequence[Plan], eye: Eye, *, skipped: int, quiet: bool)
     """Run the processes, then read the fleet's numbers back and compare. StoreUnavailable when a process was lost."""
     processes = [_Process(number, plan) for number, plan in enumerate(wanted, 1)]
     total = sum(len(plan.calls) for plan in wanted)
+    running: asyncio.Future[Any] | None = None
     try:
         await asyncio.gather(*(process.start() for process in processes))
         began = await eye.now()
@@ -169,6 +172,8 @@ async def replay(wanted: Sequence[Plan], eye: Eye, *, skipped: int, quiet: bool)
         elapsed = await eye.now() - began
     finally:
         await asyncio.gather(*(process.kill() for process in processes))
+        if running is not None:
+            await asyncio.gather(running, return_exceptions=True)
     ledgers = [process.ledger for process in processes if process.ledger is not None]
     ledger = Ledger()
     for one in ledgers:

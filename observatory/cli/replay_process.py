@@ -5,6 +5,7 @@ out go {"done": n} and at the end {"ledger": {…}}.
 """
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -181,8 +182,11 @@ async def replay(plan: Plan, door: Door, tell: Callable[[dict[str, Any]], None])
 
 
 def tell(message: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os._exit(1)  # the starter is gone, and with it whoever would want to know more
 
 
 async def _go() -> None:

@@ -136,6 +136,8 @@ class Events:
 
     def record(self, event: Mapping[str, Any], *, id: str | None = None) -> str:  # noqa: A002 (the word for it)
         """Any event of yours: {"type": "ticket_closed", …}. Sync; returns its id. The same id counts once."""
+        if not isinstance(event, Mapping):
+            raise InvalidArgument(f"an event must be a mapping, got {event!r:.80}")
         event = dict(event)
         kind = checked_type(event.pop("type", None))
         return self.put(kind, event, id=id, counted=True)

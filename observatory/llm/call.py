@@ -57,6 +57,10 @@ class CallData(msgspec.Struct, frozen=True, omit_defaults=True):
             value = getattr(self, field)
             if not isinstance(value, str) or not value or len(value) > 256:
                 raise InvalidArgument(f"{field} must be a text of 1 to 256 characters, got {value!r:.80}")
+        if self.error is not None and not isinstance(self.error, str):
+            raise InvalidArgument(
+                f"error must be a text, got {self.error!r:.80}", remedy="Write the error's code, or str(error)"
+            )
         if self.status not in STATUSES:
             raise InvalidArgument(f"status must be one of {', '.join(STATUSES)}, got {self.status!r:.40}")
         for field in ("latency", "time_to_first_token"):

@@ -43,6 +43,8 @@ def test_check_and_peek_say_yes_and_no(env: dict[str, str], tmp_path: Path) -> N
         (["nonsense"], 2, "No such command"),
         (["replay", "/nothing.csv", "--tokens-per-minute", "5"], 2, "/nothing.csv: cannot be read"),
         (["serve", "--port", "99999999"], 2, "99999999"),
+        (["up", "--host", "0.0.0.0"], 2, "--allow-anonymous"),
+        (["replay", "/nothing.csv", "--tokens-per-minute", "5", "--speed", "inf"], 2, "finite"),
         (["--redis-url", "http://x", "serve", "--port", "0"], 2, "scheme 'http' is not supported"),
         (["--redis-url", "http://x", "worker"], 2, "scheme 'http' is not supported"),
         (["--redis-url", "http://x", "up", "--port", "0"], 2, "scheme 'http' is not supported"),
@@ -66,7 +68,7 @@ def test_asking_the_fleet(env: dict[str, str]) -> None:
         if command("rate-limiter", "check", "api", "--cost", "100", env=env).returncode == 1:
             break
     shown = command("metrics", "query", "observatory_rate_limit_rejections_total", "--by", "limit", env=env)
-    assert shown.stdout.split() == ["LIMIT", "TOTAL", "#", "api", "1"]
+    assert shown.stdout.split() == ["LIMIT", "TOTAL", "api", "1"]
     assert "observatory_rate_limit_rejections_total" in command("metrics", "list", env=env).stdout
     doctor = command("doctor", env=env)
     assert doctor.returncode == 0

@@ -12,7 +12,7 @@ import pytest
 from observatory import InvalidArgument
 from observatory.cli.trace import made_up, read
 from tests.cli.test_up import children_of, urls
-from tests.servers import ROOT, Server, command, environment, process, skip_or_fail
+from tests.servers import ROOT, Server, command, environment, process
 
 AZURE = ROOT.parent / "shared" / "data" / "azure_llm_2023_conv.csv"
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -113,7 +113,7 @@ def test_services_and_workers_killed_in_the_midst(trace: Path, tmp_path: Path) -
 def test_the_production_trace(server: Server, namespace: str) -> None:
     """An hour of Azure's conversations in half a minute over eight processes: every sum holds."""
     if not AZURE.exists():
-        skip_or_fail("the Azure trace is not beside the checkout (../shared/data)")
+        pytest.skip("the Azure trace is not beside the checkout (../shared/data)")
     env = environment(OBSERVATORY_REDIS_URL=server.url, OBSERVATORY_NAMESPACE=namespace)
     limit = ["--tokens-per-minute", "20000000", "--burst", "500000", "--processes", "8", "--speed", "240"]
     done = command("replay", str(AZURE), *limit, "--json", env=env, timeout=110)

@@ -89,6 +89,9 @@ class Metrics:
             raise StoreUnavailable("the store has not been reached yet; what was recorded waits")
         self._freeze(final=True)
         await self._outbox.deliver()
+        self._report_lost()
+
+    def _report_lost(self) -> None:
         if self._outbox.lost > self._lost_reported:
             lost, self._lost_reported = self._outbox.lost - self._lost_reported, self._outbox.lost
             self.increment_counter(names.BATCHES_LOST, lost, {"feature": "metrics"})
@@ -117,11 +120,9 @@ class Metrics:
 
     async def flush_regularly(self) -> None:
         """What the background does: as `flush`, but while the store is away it freezes only once a window."""
-        if not len(self._outbox):
-            await self.flush()
-            return
         self._freeze(final=False)
         await self._outbox.deliver()
+        self._report_lost()
 
     def _freeze(self, *, final: bool) -> None:
         now_us = self._store().server_us()
@@ -132,7 +133,7 @@ class Metrics:
             return
         gauges = self._recorder.gauges()
         groups = self._recorder.freeze()
-        if not groups and (not gauges or now_us - self._frozen_at < IDLE_FLUSH_US):
+        if not groups and (not gauges or (not final and now_us - self._frozen_at < IDLE_FLUSH_US)):
             return
         self._frozen_at = now_us
         values = tuple((f"{metric}|{text}", value) for metric, _, text, value in gauges)

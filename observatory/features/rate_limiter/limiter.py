@@ -93,6 +93,12 @@ class RateLimiter:
             found = self._inline.get(limit)
             if found is None:
                 found = self._layered(limit)
+                known = self._limits.get(limit.name)
+                if known is not None and known[1] != found[1]:
+                    # One bucket under two shapes: whoever brings the other one would change it for everybody.
+                    raise InvalidArgument(
+                        f"limit {limit.name} is defined here already, with other numbers", remedy="Ask by its name"
+                    )
                 if len(self._inline) >= 1024:
                     self._inline.clear()
                 self._inline[limit] = found
