@@ -63,6 +63,7 @@ class Lifetime:
         self.presence: Presence | None = None
         self._examined = False
         self._unfit: StoreMisconfigured | None = None
+        self._number: int | None = None
 
     @property
     def is_open(self) -> bool:
@@ -127,7 +128,8 @@ class Lifetime:
             if settings.cache.redis_url is not None:
                 self._cache_store = self._connect(settings.cache.redis_url)
             says = Says(service=name, role=self._role, version=__version__)
-            self.presence = Presence(store, settings.instance or self.identity, says, settings.events.partitions)
+            # The number stays over openings: with it goes the partition that knows this writer's watermarks.
+            self.presence = Presence(store, settings.instance or self.identity, says, settings.events.partitions, self._number)
             self._background = Background(
                 (
                     Job("beat", BEAT_EVERY, self._beat),
@@ -161,6 +163,7 @@ class Lifetime:
         if self.presence is None or self._store is None or self._settings is None:
             return
         await self.presence.beat()
+        self._number = self.presence.number
         if not self._examined:
             try:
                 await refuse_unfit(self._store, self._settings.redis.allow_eviction)

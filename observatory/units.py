@@ -29,6 +29,11 @@ _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 1
 def _exact(value: object, what: str) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | Fraction):
         raise InvalidArgument(f"{what} must be a number, got {value!r:.80}")
+    if isinstance(value, Decimal) and value.is_finite() and not -400 < value.adjusted() < 40:
+        if value:
+            # Nine characters may spell ten million digits.
+            raise InvalidArgument(f"{what} must be below 1e40, got {value!s:.60}")
+        value = 0
     try:
         # A float means its shortest decimal form: 0.1 is one tenth, not the double next to it.
         return Fraction(str(value)) if isinstance(value, float) else Fraction(value)

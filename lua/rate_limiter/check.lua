@@ -2,7 +2,7 @@
 rate_limiter/check: take a cost from one token bucket, or say how long to wait.
 
 The bucket is kept as debt: the time until it is full again, in whole microseconds plus a numerator over `denominator`. That is
-exact for every amount and period, and a changed limit keeps the time to full, up to its own capacity.
+exact for every amount and period, and a changed limit keeps the time to full.
 
 KEYS
   bucket         string  "<whole us>,<numerator>,<denominator>,<moment us>": the debt, and when that was true
@@ -64,11 +64,6 @@ if state then
       debt_us, debt_part = 0, 0
     end
   end
-end
-
-if debt_us > capacity_us or (debt_us == capacity_us and debt_part > capacity_part) then
-  -- The limit was changed since: an empty bucket of the new one is as empty as it gets, so a raised limit helps at once.
-  debt_us, debt_part = capacity_us, capacity_part
 end
 
 local after_us, after_part = debt_us + cost_us, debt_part + cost_part

@@ -69,16 +69,16 @@ def _leave(store: Store, *, members: Key, peers: Key, instances: Key, instance: 
 class Presence:
     """This process among the others."""
 
-    def __init__(self, store: Store, instance: str, says: Says, partitions: int) -> None:
+    def __init__(self, store: Store, instance: str, says: Says, partitions: int, number: int | None = None) -> None:
         self._store = store
         self._instance = instance
         self._says = says
         self._partitions = partitions
-        self._newcomer = True
+        self._newcomer = number is None
         self.live = 0
         """Instances seen within the last three seconds, ours included; 0 before the first beat."""
         self.live_peers = 0
-        self.number = 0
+        self.number = number or 0
         """The number that this process was given, by which its telemetry is dealt to a partition."""
 
     async def beat(self) -> Beat:

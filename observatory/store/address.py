@@ -16,6 +16,8 @@ from redis.maint_notifications import MaintNotificationsConfig
 from ..errors import ConfigurationError
 
 ORCHESTRATORS = ("KUBERNETES_SERVICE_HOST", "ECS_CONTAINER_METADATA_URI_V4")
+_ESCAPE = "Write redis://user:password@host:6379/0, with / # ? @ : of a password escaped as %2F %23 %3F %40 %3A"
+"""What a URL has wrong is told without the URL: it may hold a password."""
 _TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
 
 
@@ -67,7 +69,10 @@ def address(
                 remedy='Set it; or redis_url="embedded://" if you mean it',
             )
         url = "embedded://"
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError("redis.url cannot be read", remedy=_ESCAPE) from None
     match parts.scheme:
         case "embedded":
             directory = Path(unquote(parts.path)) if parts.path.strip("/") else home / "embedded"
@@ -77,12 +82,12 @@ def address(
         case "unix":
             path = unquote(parts.path)
             if not path:
-                raise ConfigurationError(f"redis.url: {url!r} has no path", remedy="Write unix:///run/redis.sock")
+                raise ConfigurationError("redis.url: a unix:// URL without a path", remedy="Write unix:///run/redis.sock")
             options = {**_user(url, password), "path": path, "db": _database(parse_qs(parts.query).get("db", ["0"])[-1])}
             return Address(shown=f"unix://{path}", kind=UnixDomainSocketConnection, options=options)
         case _:
             raise ConfigurationError(
-                f"redis.url: scheme {parts.scheme or url[:20]!r} is not supported",
+                f"redis.url: scheme {parts.scheme!r} is not supported",
                 remedy="Write redis://, rediss://, unix:// or embedded://",
             )
 
@@ -104,8 +109,8 @@ def _tcp(scheme: str, url: str, password: str | None) -> Address:
     parts = urlsplit(url)
     try:
         host, port = parts.hostname or "localhost", parts.port or 6379
-    except ValueError as error:
-        raise ConfigurationError(f"redis.url: {error}") from error
+    except ValueError:
+        raise ConfigurationError("redis.url: its host or port cannot be read", remedy=_ESCAPE) from None
     options: dict[str, Any] = {**_user(url, password), "host": host, "port": port}
     options["db"] = _database(parts.path.strip("/") or "0")
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}

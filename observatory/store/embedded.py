@@ -102,9 +102,13 @@ class Server:
             return path
         if time.monotonic() < self._again_at:
             raise StoreUnavailable(f"the embedded server did not start; see {self.directory / 'log'}")
-        with lock(self.directory / "start", fcntl.LOCK_EX):
-            if not answers(path):
-                self._start(executable, path)
+        with lock(self.directory / "start", fcntl.LOCK_EX) as starting:
+            try:
+                if not answers(path):
+                    self._start(executable, path)
+            finally:
+                # Unlocked, not only closed: a child that was forked meanwhile has the file too.
+                fcntl.flock(starting, fcntl.LOCK_UN)
         return path
 
     def _start(self, executable: Path, path: Path) -> None:

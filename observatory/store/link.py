@@ -37,7 +37,7 @@ class _Call:
     __slots__ = ("arrived", "future")
 
     def __init__(self, future: "asyncio.Future[Any]", arrived: float) -> None:
-        self.future = future
+        self.future: asyncio.Future[Any] | None = future
         self.arrived = arrived
 
 
@@ -70,6 +70,7 @@ class Link(asyncio.Protocol):
         """When the first of those that wait was written, or the last answer came."""
         self._failures = 0
         self._fail_until = 0.0
+        self._left_at = -1e9
         self._fault: ObservatoryError | None = None
         self._reader = hiredis.Reader(replyError=ServerError, notEnoughData=_MORE)
         self.closed = False
@@ -140,6 +141,9 @@ class Link(asyncio.Protocol):
                 writer = connection._writer  # noqa: SLF001 (held by the driver's contract test)
                 if writer is None:
                     raise StoreUnavailable("the connection closed while it was being made")
+                if self.closed:
+                    # A cancellation that the driver swallowed: nobody is left who would close it.
+                    raise StoreUnavailable("the link to the store is closed")
                 transport = writer.transport
             except BaseException:
                 await connection.disconnect(nowait=True)
@@ -160,7 +164,7 @@ class Link(asyncio.Protocol):
         self._fault = None
         while self._unsent:
             call, packed = self._unsent.popleft()
-            if not call.future.done():
+            if not _settled(call):
                 self._in_flight.append(call)
                 self._out.append(packed)
         self._flush()
@@ -174,7 +178,7 @@ class Link(asyncio.Protocol):
         self._fail_until = (self._loop or asyncio.get_running_loop()).time() + pause
         unsent, self._unsent = self._unsent, deque()
         for call, _ in unsent:
-            if not call.future.done():
+            if call.future is not None and not call.future.done():
                 call.future.set_exception(_copy(fault))
 
     def data_received(self, data: bytes) -> None:
@@ -191,16 +195,29 @@ class Link(asyncio.Protocol):
     def _answer(self, reply: Any) -> None:
         if isinstance(reply, hiredis.PushNotification):
             return
-        future = self._in_flight.popleft().future
+        call = self._in_flight.popleft()
+        # Its answer must not be kept alive by the queue that watches deadlines.
+        future, call.future = call.future, None
         if isinstance(reply, ServerError) and reply.code == "READONLY" and self._loop is not None:
             # A primary that was demoted keeps its clients; the address may lead to the new one by now.
-            self._loop.call_soon(self._drop, StoreUnavailable("the store became a replica; the connection was dropped"))
-        if future.done():
+            demoted = StoreUnavailable("the store became a replica; the connection was dropped")
+            self._loop.call_soon(self._leave, demoted)
+        if future is None or future.done():
             return
         if isinstance(reply, ServerError):
             future.set_exception(reply if reply.code == "NOSCRIPT" else from_server(reply))
         else:
             future.set_result(reply)
+
+    def _leave(self, fault: ObservatoryError) -> None:
+        """Drop the connection, and make the next one without a storm of attempts while there is no better."""
+        if self._transport is None or self._loop is None:
+            return
+        self._drop(fault)
+        now = self._loop.time()
+        if now - self._left_at < _BACKOFF[-1]:
+            self._fault, self._fail_until = fault, now + _BACKOFF[-1] / 4
+        self._left_at = now
 
     def eof_received(self) -> bool:
         return False
@@ -218,13 +235,13 @@ class Link(asyncio.Protocol):
             self._drop(StoreUnavailable(f"no answer from the store for {self._drop_after:g} s; the connection was dropped"))
         overdue, waiting = now - self._max_wait + 1e-4, self._waiting
         # In the order of their arrival, so only those whose time has come are looked at.
-        while waiting and (waiting[0].future.done() or waiting[0].arrived <= overdue):
+        while waiting and (_settled(waiting[0]) or waiting[0].arrived <= overdue):
             call = waiting.popleft()
-            if not call.future.done():
+            if call.future is not None and not call.future.done():
                 call.future.set_exception(
                     StoreUnavailable(f"the store did not answer within {self._max_wait:g} s", context={"link": self.name})
                 )
-        while self._unsent and self._unsent[0][0].future.done():
+        while self._unsent and _settled(self._unsent[0][0]):
             self._unsent.popleft()
         due = [waiting[0].arrived + self._max_wait] if waiting else []
         if self._in_flight:
@@ -243,7 +260,7 @@ class Link(asyncio.Protocol):
             connection._reader = connection._writer = None  # noqa: SLF001
         in_flight, self._in_flight = self._in_flight, deque()
         for call in in_flight:
-            if not call.future.done():
+            if call.future is not None and not call.future.done():
                 call.future.set_exception(_copy(fault))
 
     def close(self) -> None:
@@ -268,6 +285,10 @@ class Link(asyncio.Protocol):
             if raw is not None:
                 os.close(raw.detach())
         self._transport = self._connection = self._connecting = self._timer = None
+
+
+def _settled(call: _Call) -> bool:
+    return call.future is None or call.future.done()
 
 
 def _copy(fault: ObservatoryError) -> ObservatoryError:

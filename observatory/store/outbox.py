@@ -84,7 +84,8 @@ class Outbox(Generic[B]):
             self._forget_old()
 
     def _forget_old(self) -> None:
-        forget_before = monotonic() - KEEP_FOR
+        # Measured from when the store was last heard: after a long outage it may have gone back to before these.
+        forget_before = self._heard_at - KEEP_FOR
         while self._kept and self._kept[0][2] < forget_before:
             self._kept.popleft()
 

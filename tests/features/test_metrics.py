@@ -129,6 +129,35 @@ async def test_watermark_that_expired_in_a_quiet_week_doubles_nothing(
     assert await total(obs) == 3
 
 
+async def test_reopening_counts_nothing_again(opening: Open, server: Server, namespace: str) -> None:
+    """Five openings of one process: its writer, its number and its partition stay what they were."""
+    obs = Observatory("x", redis_url=server.url, namespace=namespace)
+    for _ in range(5):
+        async with obs:
+            obs.metrics.increment_counter(COUNTER)
+            obs.events.record({"type": "thing"})
+    eye = await opening()
+    assert await total(eye) == 5
+    assert (await eye.events.lag())["accepted"] == 5
+
+
+async def test_outage_longer_than_ten_seconds_loses_nothing(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was acknowledged just before it is still there to be sent again just after it."""
+    clock = [1000.0]
+    monkeypatch.setattr("observatory.store.outbox.monotonic", lambda: clock[0])
+    outbox, keys, partition = obs.metrics._outbox, obs.store.keys, obs._lifetime.partition()
+    for _ in range(2):
+        obs.metrics.increment_counter(COUNTER)
+        await obs.metrics.flush()
+    clock[0] += 60
+    await obs.store.command("SET", keys.metric_writer(partition, outbox.writer), 1, "PX", 60_000)
+    await obs.store.command("HINCRBY", keys.metric_total(partition, COUNTER), "w|", -1)
+    obs.metrics.increment_counter(COUNTER)
+    await obs.metrics.flush()
+    assert outbox.lost == 0
+    assert await obs.store.command("HGET", keys.metric_total(partition, COUNTER), "w|") == b"3"
+
+
 async def test_gauges_leave_with_their_process(opening: Open, server: Server, namespace: str) -> None:
     """An orderly close takes them along at once; opened again, they stand again."""
     eye, leaving = await opening(), Observatory("x", redis_url=server.url, namespace=namespace)

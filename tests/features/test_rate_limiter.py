@@ -177,16 +177,6 @@ async def test_changed_limit_keeps_the_time_to_full(obs: Observatory) -> None:
     assert after.remaining == pytest.approx(500, abs=10)
 
 
-async def test_raised_limit_helps_at_once(obs: Observatory) -> None:
-    """A day's three are used up; raised to a hundred that fill in six seconds, nobody waits for the old day."""
-    for _ in range(4):
-        await obs.rate_limiter.check(Limit("raised", 3, per="24h"), "a")
-    decision = await obs.rate_limiter.check(Limit("raised", 1000, per="1m", burst=100), "a")
-    assert decision.retry_after is not None
-    assert decision.retry_after < 0.1
-    assert decision.reset_after <= 6
-
-
 async def test_defined_limit_cannot_be_brought_in_another_shape(obs: Observatory) -> None:
     """Neither the one that is there out of the box, nor one of ours; the same shape may be brought."""
     obs.rate_limiter.define(Limit("ours", 5, per="1h"))

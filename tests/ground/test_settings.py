@@ -133,11 +133,14 @@ def test_every_setting_says_what_it_means() -> None:
         ("redis://h:port/0", "redis.url"),
         ("redis://h/zero", "not a database number"),
         ("redis://h/0?nonsense=1", "unknown option 'nonsense'"),
-        ("unix://", "no path"),
+        ("unix://", "without a path"),
+        ("redis://:s3cret/x@h", "host or port cannot be read"),
+        ("redis://[::1", "cannot be read"),
         ("nonsense", "not supported"),
     ],
 )
 async def test_wrong_urls(url: str, says: str) -> None:
     """Refused at opening, by name."""
-    with pytest.raises(ConfigurationError, match=says):
+    with pytest.raises(ConfigurationError, match=says) as caught:
         await Observatory("x", redis_url=url).open()
+    assert "s3cret" not in str(caught.value)

@@ -97,6 +97,8 @@ async def test_money_travels_as_text(http: httpx2.AsyncClient) -> None:
         ('{"limit": {"name": "X X", "amount": 1, "per": 1}}', 400, "invalid_argument"),
         ('{"limit": "api", "identity": "\\ud800"}', 400, "invalid_argument"),
         ("[" * 100_000, 400, "invalid_argument"),
+        ('{"limit": "api", "cost": "1e9999999"}', 400, "invalid_argument"),
+        ('{"limit": {"name": "x", "amount": "1e9999999", "per": 1}}', 400, "invalid_argument"),
         ('{"limit": {"name": "x", "amount": 1, "per": "' + "9" * 5000 + '"}}', 400, "invalid_argument"),
         ('{"limit": {"name": "x", "amount": "' + "9" * 5000 + '", "per": 1}}', 400, "invalid_argument"),
         ('{"limit": {"name": "x", "amount": 1, "per": 1, "unit": "\u00e9\u4e2d"}}', 400, "invalid_argument"),

@@ -150,6 +150,12 @@ async def test_demoted_primary_is_left(own_server: Server, server: Server, tmp_p
     link.close()
 
 
+async def test_answers_are_not_kept(link: Link) -> None:
+    """What watches deadlines holds no reply that was given."""
+    await asyncio.gather(*(link.call("ECHO", str(number)) for number in range(100)))
+    assert all(call.future is None for call in link._waiting)
+
+
 async def test_lost_connection_ends_every_call_once(between: Proxy) -> None:
     """All outstanding callers hear of it at once; nothing is sent again behind their back."""
     link = link_to(between.url, max_wait=5.0)
