@@ -37,10 +37,10 @@ class _Text(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
         said = getattr(record, "observatory", {})
         shown = " ".join(f"{name}={value}" for name, value in said.items() if name not in ("service", "instance"))
-        # A newline in a message must not be able to forge a second line.
-        message = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")
-        line = f"{moment} {record.levelname.lower():<7} {said.get('service', record.name)}  {message}"
+        line = f"{moment} {record.levelname.lower():<7} {said.get('service', record.name)}  {record.getMessage()}"
         line = f"{line}  {shown}" if shown else line
+        # A newline or an escape in what was said must not be able to forge a line of its own.
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

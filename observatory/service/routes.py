@@ -134,7 +134,7 @@ def _seconds(text: str | None) -> float | None:
 def _whole(text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise InvalidArgument(f"top must be a whole number, got {text!r:.20}")
     return int(text)
 

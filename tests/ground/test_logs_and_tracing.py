@@ -52,7 +52,7 @@ def test_text_form_is_one_line_a_call() -> None:
     stream = io.StringIO()
     logger = Logger("chat", "i-1", format="text")
     logger.to(stream, "text")
-    logger.info("one\ntwo", key="v")
+    logger.info("one\ntwo", other="x\ny\x1b[2J", key="v")
     assert stream.getvalue().count("\n") == 1
     assert "one\\ntwo" in stream.getvalue()
     assert stream.getvalue().rstrip().endswith("key=v")

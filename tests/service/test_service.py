@@ -180,6 +180,7 @@ async def test_events_are_accepted_one_by_one(http: httpx2.AsyncClient, obs: Obs
         ({"metric": "never_recorded"}, "was ever recorded"),
         ({"metric": "observatory_requests_total", "stat": "p95"}, "it knows total, rate"),
         ({"metric": "observatory_requests_total", "top": "x"}, "top must be"),
+        ({"metric": "observatory_requests_total", "top": "9" * 5000}, "top must be"),
         ({"metric": "observatory_requests_total", "step": "x"}, "step"),
         ({"metric": "observatory_requests_total", "where": "x"}, "not a matcher"),
     ],

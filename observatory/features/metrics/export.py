@@ -1,5 +1,6 @@
 """The fleet's totals as Prometheus reads them (text format 0.0.4). No instance label: every instance says the same."""
 
+import math
 from collections.abc import Iterator
 
 from ...names import OURS, Definition
@@ -13,6 +14,8 @@ _BOUNDS = [(2.0 ** (half / 2), half * 2 ** (series.SCALE - 1) - 1) for half in r
 
 
 def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return "+Inf" if value > 0 else "-Inf"
     return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)
 
 
