@@ -75,10 +75,6 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=ServerError, notEnoughData=_MORE)
         self.closed = False
 
-    @property
-    def is_up(self) -> bool:
-        return self._transport is not None
-
     def call(self, *command: str | bytes | float) -> "asyncio.Future[Any]":
         """Send a command. The future has the reply, or an error of ours. Must be called on the loop that owns the link."""
         loop = self._loop
