@@ -80,22 +80,39 @@ class Store:
         return self.address.connection(self._connect_timeout, path=str(path))
 
     async def run(self, script: Script, keys: list[str], arguments: list[Any], link: LinkName = "decisions") -> Any:
-        """Run a script once. NOSCRIPT heals here, also after a failover or SCRIPT FLUSH: nothing was executed then.
+        """Run a script once. StoreUnavailable: whether it ran is unknown."""
+        return await self.send(script, keys, arguments, link)
 
-        StoreUnavailable: whether it ran is unknown.
+    def send(
+        self, script: Script, keys: list[str], arguments: list[Any], link: LinkName = "decisions"
+    ) -> "asyncio.Future[Any]":
+        """`run` without a coroutine: written in this tick of the loop, answered by the future.
+
+        NOSCRIPT heals here, also after a failover or SCRIPT FLUSH: nothing was executed then.
         """
         wire = self.link(link)
-        try:
-            return await wire.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
-        except ServerError:
-            # Both in one write, answered in order: healing costs one more trip, not two.
-            loading = wire.call("SCRIPT", "LOAD", script.text)
-            again = wire.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
-        try:
-            await asyncio.gather(loading, again)
-            return again.result()
-        except ServerError as error:
-            raise from_server(error) from None
+        first = wire.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        answer: asyncio.Future[Any] = first.get_loop().create_future()
+
+        def done(call: "asyncio.Future[Any]") -> None:
+            if answer.done():
+                if not call.cancelled():
+                    call.exception()
+                return
+            error = call.exception()
+            if error is None:
+                answer.set_result(call.result())
+            elif not isinstance(error, ServerError):
+                answer.set_exception(error)
+            elif call is first:
+                # Both in one write, answered in order: healing costs one more trip, not two.
+                wire.call("SCRIPT", "LOAD", script.text).add_done_callback(_heard)
+                wire.call("EVALSHA", script.sha, len(keys), *keys, *arguments).add_done_callback(done)
+            else:
+                answer.set_exception(from_server(error))
+
+        first.add_done_callback(done)
+        return answer
 
     async def command(self, *command: str | bytes | float, link: LinkName = "decisions") -> Any:
         """Send one command once."""
@@ -155,3 +172,9 @@ class Bulk:
 
     def command(self, *command: str | bytes | float) -> Any:
         return self._store.command(*command, link="bulk")
+
+
+def _heard(call: "asyncio.Future[Any]") -> None:
+    """Whoever waits for the answer hears of the error behind it."""
+    if not call.cancelled():
+        call.exception()
