@@ -12,6 +12,7 @@ from .errors import (
     ObservatoryError,
     PayloadTooLarge,
     RateLimitExceeded,
+    ReservationLost,
     StoreError,
     StoreMisconfigured,
     StoreUnavailable,
@@ -20,7 +21,7 @@ from .errors import (
 )
 from .features.cache import Cache
 from .features.metrics import Counter, Gauge, Histogram, Metrics
-from .features.rate_limiter import Decision, Limit, RateLimiter
+from .features.rate_limiter import Decision, Limit, Override, RateLimiter, Reservation, Settlement
 from .features.retry import Retry
 from .llm import Usage
 from .logs import Logger
@@ -48,11 +49,15 @@ __all__ = [
     "NotOpen",
     "Observatory",
     "ObservatoryError",
+    "Override",
     "PayloadTooLarge",
     "RateLimitExceeded",
     "RateLimiter",
+    "Reservation",
+    "ReservationLost",
     "Retry",
     "Settings",
+    "Settlement",
     "StoreError",
     "StoreMisconfigured",
     "StoreUnavailable",

@@ -95,7 +95,13 @@ class Observatory:
 
     @cached_property
     def rate_limiter(self) -> RateLimiter:
-        return RateLimiter(self._lifetime.store, self._clock, self.metrics, self.settings.limits)
+        lifetime, settings = self._lifetime, self.settings
+        return RateLimiter(
+            *(lifetime.store, self._clock, self.metrics, settings.limits),
+            replicas=settings.redis.replicas,
+            owner=lambda: lifetime.identity,
+            instances=lambda: 0 if lifetime.presence is None else lifetime.presence.most_live,
+        )
 
     @cached_property
     def retry(self) -> Retry:
@@ -181,6 +187,7 @@ class Observatory:
         await asyncio.gather(self.events.flush(), self.metrics.flush())
 
     async def _last_flush(self) -> None:
+        await self.rate_limiter.aclose()
         await asyncio.gather(self.events.flush(), self.metrics.retire())
 
     async def _flush_regularly(self) -> None:
@@ -188,7 +195,7 @@ class Observatory:
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for room in ("metrics", "events", "tracing"):
+        for room in ("metrics", "events", "tracing", "rate_limiter"):
             if room in self.__dict__:
                 self.__dict__[room].forget()
         if "logger" in self.__dict__:

@@ -7,6 +7,7 @@ ObservatoryError                      code                    HTTP  retryable
  ├─ NotOpen                           not_open                500   no     used before `async with`, after it, on another loop
  ├─ RateLimitExceeded                 rate_limit_exceeded     429   yes*   .decision; *no when retry_after is None
  │   └─ BudgetExceeded                budget_exceeded         429   yes*   the binding limit counts usd
+ ├─ ReservationLost                   reservation_lost        409   no     settled with other numbers, run out, not there
  ├─ CacheError                        cache                   500   no
  │   ├─ ValueTooLarge                 value_too_large         413   no
  │   └─ NotEncodable (TypeError)      not_encodable           422   no
@@ -33,6 +34,7 @@ __all__ = [
     "ObservatoryError",
     "PayloadTooLarge",
     "RateLimitExceeded",
+    "ReservationLost",
     "StoreError",
     "StoreMisconfigured",
     "StoreUnavailable",
@@ -201,6 +203,14 @@ class BudgetExceeded(RateLimitExceeded):
     """A limit that counts usd refused."""
 
     code = "budget_exceeded"
+
+
+class ReservationLost(ObservatoryError):
+    """A reservation that is not held any more, or was settled with other numbers."""
+
+    code = "reservation_lost"
+    status = 409
+    title = "The reservation is not held"
 
 
 class CacheError(ObservatoryError):

@@ -25,6 +25,7 @@ PERMANENT: Final = re.compile(
     r"presence:\{n\}:record"  # what the namespace is: layout, partitions, salt
     r"|metrics:\{t\d+\}:(names|total:.+)"  # what is counted, and the lifetime totals
     r"|events:\{t\d+\}:(stream|offset|ledger|dead)"  # bounded by their length; the offset is the place in the stream
+    r"|rate_limiter:\{r\d*\}:fence"  # which server the state was last written by
     r"|leases:\{l\}:fences"  # a fence must never step back
     r")"
 )
@@ -42,13 +43,14 @@ def part(text: str) -> str:
 class Keys:
     """The keys of one namespace. `partitions` and `salt` come from the namespace's record, so that every process agrees."""
 
-    __slots__ = ("_prefix", "_salt", "namespace", "partitions")
+    __slots__ = ("_buckets", "_prefix", "_salt", "namespace", "partitions")
 
     def __init__(self, namespace: str, partitions: int, salt: bytes) -> None:
         self.namespace = namespace
         self.partitions = partitions
         self._salt = salt
         self._prefix = f"obs{LAYOUT}:{namespace}"
+        self._buckets: dict[tuple[str, str], Key] = {}
 
     def partition_of(self, text: str, partitions: int | None = None) -> int:
         """Which partition a text falls into. Keyed, so that nobody outside can choose a slot."""
@@ -56,9 +58,26 @@ class Keys:
         return int.from_bytes(digest) % (partitions or self.partitions)
 
     # rate limiter
-    def bucket(self, limit: str, identity: str) -> Key:  # string "<whole us>,<numerator>,<denominator>,<moment us>"
+    def bucket(self, limit: str, identity: str) -> Key:  # string, and by suffix what stands beside it (_state.lua, _holds.lua)
+        known = self._buckets.get((limit, identity))
+        if known is not None:
+            return known
         tag = self.partition_of(identity, LIMITER_PARTITIONS)
-        return Key(f"{self._prefix}:rate_limiter:{{r{tag}}}:{limit}:{part(identity)}")
+        if len(self._buckets) >= 10_000:
+            self._buckets.clear()
+        key = self._buckets[limit, identity] = Key(f"{self._prefix}:rate_limiter:{{r{tag}}}:{limit}:{part(identity)}")
+        return key
+
+    def fence(self, bucket: Key | None = None) -> Key:  # string "<replication id>,<run id>,<fenced since us>"
+        """The record of the server that the state is on: one per namespace; on Cluster one per slot, since slots may move."""
+        tag = "{r}" if bucket is None else bucket[bucket.index("{") : bucket.index("}") + 1]
+        return Key(f"{self._prefix}:rate_limiter:{tag}:fence")
+
+    def shape(self, limit: str) -> Key:  # string: the numbers that a process of the fleet last asked a limit with
+        return Key(f"{self._prefix}:rate_limiter:{{r}}:shape:{limit}")
+
+    def alert(self, limit: str, identity: str, fraction: float, window: int) -> Key:  # string: told already
+        return Key(f"{self._prefix}:rate_limiter:{{r}}:alert:{limit}:{part(identity)}:{fraction:g}:{window}")
 
     # metrics
     def metric_writer(self, partition: int, writer: str) -> Key:  # string: the writer's watermark

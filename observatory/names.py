@@ -39,6 +39,9 @@ UNPRICED_CALLS: Final = "observatory_unpriced_calls_total"
 FIRST_TOKEN: Final = "observatory_time_to_first_token_seconds"  # noqa: S105 (of a language model)
 SERIES_FOLDED: Final = "observatory_series_folded_total"
 VALUES_REFUSED: Final = "observatory_values_refused_total"
+RESERVATIONS_REAPED: Final = "observatory_reservations_reaped_total"
+LIMIT_ALERTS: Final = "observatory_limit_alerts_total"
+LIMIT_CONFLICTS: Final = "observatory_limit_conflicts_total"
 BATCHES_LOST: Final = "observatory_batches_lost_total"
 
 OURS: Final[dict[str, Definition]] = {
@@ -57,6 +60,9 @@ OURS: Final[dict[str, Definition]] = {
     EVENTS_APPLIED: Definition("counter", "{event}", "Events that workers have applied, by type"),
     SERIES_FOLDED: Definition("counter", "", "Recordings folded into the overflow series, by metric"),
     VALUES_REFUSED: Definition("counter", "", "Recordings refused because their value was not acceptable, by metric"),
+    RESERVATIONS_REAPED: Definition("counter", "", "Reservations settled after they had run out"),
+    LIMIT_ALERTS: Definition("counter", "", "Limits of which a fraction was used, by limit and fraction"),
+    LIMIT_CONFLICTS: Definition("counter", "", "Names that mean two limits in one fleet, by limit"),
     BATCHES_LOST: Definition("counter", "", "Batches that could not be delivered, by feature"),
 }
 

@@ -11,10 +11,10 @@ Duration = float | timedelta
 """Seconds. In TOML, environment and CLI also "250ms" "30s" "5m" "1h" "7d"."""
 
 Period = float | timedelta | str
-"""A Duration, or a string like those."""
+"""A Duration, a string like those, or a calendar word: "day" "week" "month" (aligned, in the limit's timezone)."""
 
 Unit = str
-"""requests | tokens | input_tokens | output_tokens | usd | any word of yours."""
+"""requests | tokens | input_tokens | output_tokens | usd | slots | any word of yours."""
 
 Amount = int | float | Decimal
 """A count in the limit's unit. usd: dollars, kept as integer nano-dollars. Others: whole numbers; 1.5 tokens is an error."""

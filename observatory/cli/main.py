@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidArgument, StoreMisconfigured
-from ..features.rate_limiter.limit import Shape
 from ..store.check import Finding, describe, findings
 from ..version import __version__
 from . import ask, processes
@@ -155,7 +154,6 @@ def replay(
             namespace=settings.namespace,
             config=context.obj.config,
         )
-        Shape.of(wanted[0].limit)
         if urls:
             from .http import ServiceClient
 

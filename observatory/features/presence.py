@@ -75,11 +75,18 @@ class Presence:
         self._says = says
         self._partitions = partitions
         self._newcomer = number is None
+        self._seen: list[tuple[float, int]] = []
+        """Falling numbers of live instances of the last minute, by when they were seen."""
         self.live = 0
         """Instances seen within the last three seconds, ours included; 0 before the first beat."""
         self.live_peers = 0
         self.number = number or 0
         """The number that this process was given, by which its telemetry is dealt to a partition."""
+
+    @property
+    def most_live(self) -> int:
+        """The most instances that were seen in the last minute before the last beat; 0 when there was none."""
+        return self._seen[0][1] if self._seen else 0
 
     async def beat(self) -> Beat:
         """Say "I am here". StoreMisconfigured when the namespace was made by a newer layout."""
@@ -111,6 +118,8 @@ class Presence:
             self.number, self._newcomer = int(number), False
             self._says = msgspec.structs.replace(self._says, since_us=int(now_us))
         self.live, self.live_peers = int(live), int(live_peers)
+        now = monotonic()
+        self._seen = [one for one in self._seen if one[0] > now - 60 and one[1] > self.live] + [(now, self.live)]
         return Beat(self.live, self.live_peers, self.number)
 
     async def leave(self) -> None:

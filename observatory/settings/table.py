@@ -28,6 +28,7 @@ class Redis(Section, frozen=True):
     url: Annotated[str | None, Row("text", "where the store is; also OBSERVATORY_REDIS_URL")] = None
     password: Annotated[str | None, Row("secret", "kept out of URLs and logs; also OBSERVATORY_REDIS_PASSWORD_FILE")] = None
     allow_eviction: Annotated[tuple[str, ...], Row("words", "eviction policies accepted on coordination data")] = ()
+    replicas: Annotated[int, Row("count", "replicas that must have what is written with durability=strict")] = 1
     max_wait: Annotated[float, Row("seconds", "latency that one shared decision may add; slower counts as away", "s")] = 0.25
     connect_timeout: Annotated[float, Row("seconds", "how long a connection may take to be made", "s")] = 2.0
     socket_timeout: Annotated[float, Row("seconds", "an unanswered call older than this drops the connection", "s")] = 2.0
@@ -116,7 +117,19 @@ class LimitSettings(msgspec.Struct, frozen=True):
     per: int | float | str | None = None
     burst: int | float | str | None = None
     unit: str | None = None
+    algorithm: str | None = None
     by: str | tuple[str, ...] | None = None
+    match: Mapping[str, str] | str | None = None
+    on_store_down: str | None = None
+    after_failover: str | None = None
+    durability: str | None = None
+    shadow: bool | None = None
+    leases: bool | str | None = None
+    fair_by: str | None = None
+    weights: Mapping[str, int] | None = None
+    overrides: Mapping[str, Mapping[str, Any]] | None = None
+    alert_at: tuple[float, ...] | None = None
+    timezone: str | None = None
 
 
 class Everything(msgspec.Struct, frozen=True):

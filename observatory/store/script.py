@@ -1,9 +1,11 @@
 """One Lua file, one typed stub. The header names the slots; a stub that disagrees does not import.
 
-    @lua("rate_limiter/check")
-    def _check(store: Store, *, bucket: Key, now_us: int, ...) -> Awaitable[list[int]]: ...
+    @lua("leases/release")
+    def _release(store: Store, *, lease: Key, owner: str) -> Awaitable[list[int]]: ...
 
-A slot named `name...` takes a sequence; only the last of KEYS and the last of ARGV may.
+A slot named `name...` takes a sequence; only the last of KEYS and the last of ARGV may. What several verbs of a room share
+stands in files that begin with `_`; a header's USES names them, and they are put before the body. `python -m
+observatory.store.script rate_limiter/decide` prints what runs.
 """
 
 import inspect
@@ -52,18 +54,22 @@ def root() -> Traversable:
     raise FileNotFoundError("observatory was built without its lua/ folder")
 
 
+def _read(name: str) -> str:
+    return (root() / f"{name}.lua").read_text(encoding="utf-8")
+
+
 @cache
 def load(name: str) -> Script:
     """Read lua/<name>.lua and its header. ImportError when the header is not whole."""
-    text = (root() / f"{name}.lua").read_text(encoding="utf-8")
-    found = re.match(r"--\[\[\n(.*?)\n\]\]\n", text, re.DOTALL)
+    text = _read(name)
+    found = re.match(r"(?:#!lua[^\n]*\n)?--\[\[\n(.*?)\n\]\]\n", text, re.DOTALL)
     if found is None:
         raise ImportError(f"lua/{name}.lua has no header")
     sections: dict[str, list[str]] = {}
     current: list[str] = []
     for line in found[1].splitlines():
         word = line.split(" ", 1)[0]
-        if word in SECTIONS:
+        if word in (*SECTIONS, "USES"):
             current = sections.setdefault(word, [])
         current.append(line)
     missing = [word for word in SECTIONS if word not in sections]
@@ -76,6 +82,9 @@ def load(name: str) -> Script:
         return tuple(match[1] for line in sections[word] if (match := _SLOT.match(line)))
 
     retry = sections["RETRY"][0].split()
+    if "USES" in sections:
+        shared = "".join(_read(part) for part in " ".join(sections["USES"]).split()[1:])
+        text = text[: found.end()] + shared + text[found.end() :]
     return Script(
         name=name,
         text=text,
@@ -121,3 +130,9 @@ def _spread(names: tuple[str, ...], slots: dict[str, Any]) -> list[Any]:
         else:
             values.append(slots[name])
     return values
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(load(sys.argv[1]).text)

@@ -49,6 +49,10 @@ class Store:
         return self._keys
 
     @property
+    def is_cluster(self) -> bool:
+        return False
+
+    @property
     def joined(self) -> bool:
         return self._keys is not None
 

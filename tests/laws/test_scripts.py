@@ -1,6 +1,8 @@
 """The scripts: header, body and stub tell one story."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -9,7 +11,7 @@ from tests.conftest import Open
 from tests.servers import ROOT
 
 LUA = ROOT / "lua"
-SCRIPTS = sorted(str(path.relative_to(LUA).with_suffix("")) for path in LUA.rglob("*.lua"))
+SCRIPTS = sorted(str(path.relative_to(LUA).with_suffix("")) for path in LUA.rglob("[!_]*.lua"))
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "observatory").rglob("*.py"))
 
 
@@ -24,7 +26,7 @@ def test_slots_are_unpacked_once_by_their_names(name: str) -> None:
     for array, slots in (("KEYS", script.keys), ("ARGV", script.arguments)):
         fixed = [slot for slot in slots if not slot.endswith("...")]
         for number, slot in enumerate(fixed, 1):
-            pattern = rf"^local {slot} = (tonumber\()?{array}\[{number}\]\)?$"
+            pattern = rf"^local {slot} = (clock\()?((tonumber|cjson\.decode)\()?{array}\[{number}\]\)*$"
             assert len(re.findall(pattern, text, re.MULTILINE)) == 1, f"{slot} is not {array}[{number}]"
             assert len(re.findall(rf"\b{slot}\b", text)) > 1, f"{slot} is promised, unpacked, and never used"
         variadic = len(fixed) < len(slots)
@@ -36,7 +38,8 @@ def test_slots_are_unpacked_once_by_their_names(name: str) -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_laws_that_a_machine_can_see(name: str) -> None:
     """TIME once; no tostring; numbers are formatted; no key is made up; no scan."""
-    script, text = load(name), re.sub(r"--.*", "", body(name))
+    script = load(name)
+    text = re.sub(r"--\[\[.*?\]\]|--.*?$", "", script.text, flags=re.DOTALL | re.MULTILINE)
     assert text.count("'TIME'") <= 1
     assert "tostring" not in text
     assert not re.search(r"'(KEYS|SCAN|HSCAN|FLUSH\w*|EVAL)'", text)
@@ -62,6 +65,21 @@ async def test_both_servers_can_read_them(opening_any: Open) -> None:
 
 def test_header_by_hand() -> None:
     """What the README says of headers is what the loader reads."""
-    assert load("rate_limiter/check").keys == ("bucket",)
+    assert load("rate_limiter/decide").keys == ("fence", "states...")
     assert load("metrics/flush").keys[-1] == "targets..."
-    assert load("rate_limiter/check").arguments[0] == "now_us"
+    assert load("rate_limiter/decide").arguments[0] == "now_us"
+
+
+def test_what_several_verbs_share_is_named_and_used() -> None:
+    """Every file that begins with `_` is used by a verb beside it, and stands whole in what runs."""
+    for path in LUA.rglob("_*.lua"):
+        verbs = [name for name in SCRIPTS if name.startswith(f"{path.parent.name}/")]
+        assert any(path.read_text() in load(name).text for name in verbs), path
+
+
+def test_what_runs_can_be_printed() -> None:
+    """For redis-cli --eval."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "observatory.store.script", "rate_limiter/settle"], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout == load("rate_limiter/settle").text

@@ -1,89 +1,157 @@
-"""What a limit is, and its exact arithmetic."""
+"""What a limit is: how much of a unit, per period, for whom, and what holds when things go wrong."""
 
-from math import gcd
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 import msgspec
 
-from ... import dimensions, names, units
+from ... import dimensions, names
 from ...errors import InvalidArgument
-from ...types import Amount, Identity, Period, Unit
+from ...types import Amount, Dimensions, Identity, Period, Unit
+from .shape import Shape, shape_of
+
+Algorithm = Literal["token_bucket", "fixed_window", "sliding_window", "concurrency"]
 
 
-class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one identity gets instead: other numbers, everything (`allow`), or nothing (`deny`)."""
+
+    amount: Amount | str | None = None
+    burst: Amount | str | None = None
+    allow: bool = False
+    deny: bool = False
+
+
+class _Positional(msgspec.Struct, frozen=True):
+    name: str
+    amount: Amount | str
+    per: Period | None = None
+    burst: Amount | str | None = None
+    unit: Unit = "requests"
+
+
+class Limit(_Positional, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much of a unit, per period, for whom. Frozen, checked when made; InvalidArgument names the field.
 
     In code it is a DEFAULT: a setting of that name wins, field by field.
 
-    name: [a-z0-9][a-z0-9_-]{0,63}. amount: whole units (usd: dollars) that grow back per period. per: seconds, a timedelta, or
-    "1m". burst: the bucket's capacity; default: amount. by: dimensions with a bucket each; (): one bucket, or one per
-    plain-string identity.
+    name: [a-z0-9][a-z0-9_-]{0,63}. amount: whole units (usd: dollars) per period. per: seconds, a timedelta, "1m", or "day",
+    "week", "month" (aligned in `timezone`); none for slots, which are held and not spent. burst: a token bucket's capacity;
+    default: amount.
     """
 
-    name: str
-    amount: Amount | str
-    per: Period
-    burst: Amount | str | None = None
-    unit: Unit = "requests"
+    algorithm: Algorithm | None = None
+    """None: concurrency for unit="slots", fixed_window for a calendar `per`, else token_bucket."""
     by: str | tuple[str, ...] = ()
+    """Dimensions with a bucket each; (): one bucket, or one per plain-string identity."""
+    match: Mapping[str, str] | Literal["*"] | None = None
+    """When it applies on its own: globs by dimension, or "*" for every call. None: only by name."""
+    on_store_down: Literal["local", "open", "closed"] = "local"
+    """Redis away: a share of 1 / instances in each process, no limit at all, or StoreUnavailable."""
+    after_failover: Literal["empty", "keep"] | None = None
+    """State from before a failover or restart counts as spent, or is believed. None: spent when it fills within ten minutes."""
+    durability: Literal["fast", "strict"] = "fast"
+    """strict: an answer is given when a replica has it too."""
+    shadow: bool = False
+    """It watches and never refuses."""
+    leases: bool | Literal["auto"] = False
+    """Tokens are borrowed in batches and spent without asking; auto: while this process asks often."""
+    fair_by: str | None = None
+    """The dimension among whose values a line is shared; None: first come, first served."""
+    weights: Mapping[str, int] = {}
+    """Shares of the values of fair_by; 1 where not named."""
+    overrides: Mapping[str, Override] = {}
+    """By identity."""
+    alert_at: tuple[float, ...] = ()
+    """Fractions of the capacity, told once per fleet and window."""
+    timezone: str = "UTC"
+    """For calendar periods."""
 
     def __post_init__(self) -> None:
-        Shape.of(self)
+        where = f"limit {names.limit_name(self.name)}"
+        shape_of(self)
+        for dimension in (*self.dimensions, *([] if self.fair_by is None else [self.fair_by])):
+            names.label_name(dimension)
+        for field, wanted in _CHOICES.items():
+            if getattr(self, field) not in wanted:
+                said = ", ".join(str(one) for one in wanted)
+                raise InvalidArgument(f"{where}: {field} must be one of {said}, got {getattr(self, field)!r:.40}")
+        _check_sharing(self, where)
 
     @property
     def dimensions(self) -> tuple[str, ...]:
         """`by`, as a tuple."""
-        return (self.by,) if isinstance(self.by, str) else tuple(self.by)
+        if isinstance(self.by, str):
+            return (self.by,)
+        if not isinstance(self.by, tuple | list):
+            raise InvalidArgument(f"limit {self.name}: by must be a name or several, got {self.by!r:.60}")
+        return tuple(self.by)
+
+    def matches(self, given: Dimensions) -> bool:
+        """Does it apply on its own to a call of these dimensions?"""
+        if self.match is None:
+            return False
+        if isinstance(self.match, str):
+            return True
+        return all(name in given and fnmatchcase(given[name], glob) for name, glob in self.match.items())
 
 
-class Shape(msgspec.Struct, frozen=True):
-    """A limit as the script computes with it: one unit grows back in `period` / `denominator` microseconds, exactly."""
-
-    unit: Unit
-    amount: int
-    period_us: int
-    capacity: int
-    period: int
-    denominator: int
-    capacity_us: int
-    capacity_part: int
-
-    @classmethod
-    def of(cls, limit: Limit) -> "Shape":
-        """Checks the limit on the way. InvalidArgument."""
-        where = f"limit {names.limit_name(limit.name)}"
-        names.unit(limit.unit, f"{where}: unit")
-        if limit.unit == "slots":
-            raise InvalidArgument(f"{where}: slots are held, not spent; this version has no reserve")
-        if limit.per in ("day", "week", "month"):
-            raise InvalidArgument(f'{where}: calendar periods are not supported by this version; write "24h"')
-        for dimension in limit.dimensions:
-            names.label_name(dimension)
-        amount = units.units(units.parsed(limit.amount, f"{where}: amount"), limit.unit, f"{where}: amount")
-        period_us = units.microseconds(limit.per, f"{where}: per")
-        burst = amount
-        if limit.burst is not None:
-            burst = units.units(units.parsed(limit.burst, f"{where}: burst"), limit.unit, f"{where}: burst")
-        if amount < 1 or burst < 1 or period_us < 1:
-            raise InvalidArgument(f"{where}: amount, per and burst must be above 0")
-        common = gcd(amount, period_us)
-        period, denominator = period_us // common, amount // common
-        capacity_us, capacity_part = divmod(burst * period, denominator)
-        if capacity_us > units.MAX_EXACT:
-            raise InvalidArgument(f"{where}: it takes {capacity_us / 3.156e13:.0f} years to fill; at most 142 are supported")
-        return cls(limit.unit, amount, period_us, burst, period, denominator, capacity_us, capacity_part)
-
-    def time_of(self, cost: int) -> tuple[int, int]:
-        """The time in which a cost grows back: whole microseconds, and a numerator over `denominator`."""
-        return divmod(cost * self.period, self.denominator)
-
-    def remaining(self, debt_us: int, debt_part: int) -> int:
-        """Whole units that a bucket with this debt still has; never below 0."""
-        free = (self.capacity_us - debt_us) * self.denominator + self.capacity_part - debt_part
-        return max(free // self.period, 0)
+def _check_sharing(limit: Limit, where: str) -> None:
+    for value, weight in limit.weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= 1_000_000:
+            raise InvalidArgument(f"{where}: weights.{value} must be a whole number from 1 to 1000000, got {weight!r:.40}")
+    for fraction in limit.alert_at:
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 10:
+            raise InvalidArgument(f"{where}: alert_at must be fractions of the capacity above 0, got {fraction!r:.40}")
+    if isinstance(limit.match, Mapping):
+        dimensions.checked(limit.match, f"{where}: match dimension")
+    elif limit.match not in (None, "*"):
+        raise InvalidArgument(f'{where}: match must be a mapping of globs or "*", got {limit.match!r:.60}')
 
 
-def bucket_of(limit: Limit, identity: Identity) -> str:
-    """Which bucket of the limit an identity means; "" is the one bucket of a limit without `by`. InvalidArgument."""
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "on_store_down": ("local", "open", "closed"),
+    "after_failover": (None, "empty", "keep"),
+    "durability": ("fast", "strict"),
+    "leases": (False, True, "auto"),
+    "shadow": (False, True),
+}
+
+
+class Policy:
+    """A limit as it stands, every layer applied, with the shapes it is asked with."""
+
+    __slots__ = ("_overridden", "dimensions", "leased", "limit", "shape")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.shape: Shape = shape_of(limit)
+        self.dimensions = limit.dimensions
+        self.leased = bool(limit.leases) and self.shape.lease_us > 0
+        self._overridden: dict[str, Shape] = {}
+        for identity, override in limit.overrides.items():
+            if override.amount is not None or override.burst is not None:
+                self._overridden[identity] = shape_of(
+                    limit,
+                    amount=limit.amount if override.amount is None else override.amount,
+                    burst=override.burst if override.burst is not None or override.amount is not None else limit.burst,
+                )
+
+    def shape_for(self, identity: str) -> Shape:
+        return self._overridden.get(identity, self.shape) if self._overridden else self.shape
+
+    def verdict(self, identity: str) -> bool | None:
+        """What an override says without asking: True always, False never, None: ask."""
+        override = self.limit.overrides.get(identity)
+        return None if override is None else False if override.deny else True if override.allow else None
+
+
+def bucket_of(limit: Limit, identity: Identity, *, missing: str | None = None) -> str:
+    """Which bucket of the limit an identity means; "" is the one bucket of a limit without `by`. InvalidArgument.
+
+    missing: what stands for a dimension that is not known; None: that is an error.
+    """
     wanted = limit.dimensions
     if isinstance(identity, str):
         if not identity:
@@ -100,15 +168,18 @@ def bucket_of(limit: Limit, identity: Identity) -> str:
     given = identity if identity is dimensions.current() else dimensions.checked(identity)
     if not wanted:
         return ""
+    found: list[str] = []
     for dimension in wanted:
-        if dimension not in given:
+        value = given.get(dimension, missing)
+        if value is None:
             raise InvalidArgument(
                 f"limit {limit.name} is by {dimension}, which is not known here",
                 remedy=f"Pass it as identity, or obs.bind({dimension}=…)",
             )
+        found.append(value)
     if len(wanted) == 1:
-        return given[wanted[0]]
-    return "&".join(f"{dimension}={_plain(given[dimension])}" for dimension in wanted)
+        return found[0]
+    return "&".join(f"{dimension}={_plain(value)}" for dimension, value in zip(wanted, found, strict=True))
 
 
 def _plain(value: str) -> str:

@@ -1,176 +1,265 @@
-"""Who asks the script."""
+"""The shared limits: look, take, wait in line, hold and settle."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import msgspec
-
-from ... import dimensions, units
-from ...errors import ConfigurationError, InvalidArgument, ObservatoryError, UnknownLimit
-from ...keys import Key
-from ...names import Metric
+from ... import units
+from ...errors import InvalidArgument
+from ...names import RESERVATIONS_REAPED
 from ...settings import LimitSettings
-from ...store.script import lua
 from ...store.store import Store
-from ...types import Amount, Clock, Identity, Unit
+from ...types import Clock, Dimensions, Identity, Unit
+from . import wanted as wants
 from .decision import Decision
-from .limit import Limit, Shape, bucket_of
-
-Cost = Amount | Mapping[Unit, Amount]
-"""One amount, or one per unit: {"tokens": 900}."""
-
-DEFAULT = Limit("api", 1000, per=60, burst=100)
-"""The one limit that is there out of the box."""
-
-
-@lua("rate_limiter/check")
-def _check(
-    store: Store,
-    *,
-    bucket: Key,
-    now_us: int,
-    capacity_us: int,
-    capacity_part: int,
-    cost_us: int,
-    cost_part: int,
-    denominator: int,
-) -> Awaitable[list[int]]: ...
-
-
-class Recording(Protocol):
-    """What the limiter needs of the metrics."""
-
-    def increment_counter(self, metric: str, value: int = 1, labels: Mapping[str, str] | None = None) -> None: ...
+from .desk import Desk, Part
+from .judge import Judge, nothing
+from .limit import Limit
+from .line import Lines
+from .notices import Recording
+from .policies import Policies
+from .reservation import PendingReservation, Reservation, Settlement, Token, by_unit, checked_lease, new_id
+from .waiting import Waiting
+from .wanted import Cost, LimitRef, Verdict, Wanted
 
 
 class RateLimiter:
-    """identity=None takes the bound dimensions. A refusal is a value; an outage is StoreUnavailable, never a refusal."""
+    """identity=None takes the bound dimensions. Refusals are values in check and peek, exceptions in acquire and reserve.
+
+    An outage is never a refusal: each limit's `on_store_down` says what happens then; StoreUnavailable where it says closed.
+    """
 
     def __init__(
-        self, store: Callable[[], Store], clock: Clock, metrics: Recording, settings: Mapping[str, LimitSettings]
+        self,
+        store: Callable[[], Store],
+        clock: Clock,
+        metrics: Recording,
+        settings: Mapping[str, LimitSettings],
+        *,
+        replicas: int = 1,
+        owner: Callable[[], str] = lambda: "observatory",
+        instances: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._declared = {DEFAULT.name: DEFAULT}
-        self.use(settings)
+        self._policies = Policies(settings)
+        self._desk = Desk(store, clock, replicas)
+        self._judge = Judge(self._desk, clock, metrics, self._policies, instances)
+        self._waiting = Waiting(self._judge, self._desk, Lines(self._desk, owner), clock)
 
+    # which limits there are
     def use(self, settings: Mapping[str, LimitSettings]) -> None:
         """Lay these settings over what code declares. ConfigurationError names the limit and the field."""
-        self._settings = settings
-        self._inline: dict[Limit, tuple[Limit, Shape]] = {}
-        declared = dict(self._declared)
-        for name, setting in settings.items():
-            if name not in declared and setting.amount is not None and setting.per is not None:
-                declared[name] = Limit(name, amount=1, per=1)
-        self._limits = {name: self._layered(limit) for name, limit in declared.items()}
+        self._policies.use(settings)
 
     def define(self, *limits: Limit) -> None:
         """Defaults for these names; a setting of the same name wins, field by field. Again: takes effect on the next call."""
-        for limit in limits:
-            if not isinstance(limit, Limit):
-                raise InvalidArgument(f"define takes limits, got {limit!r:.80}")
-            self._limits[limit.name] = self._layered(limit)
-            self._declared[limit.name] = limit
-
-    def _layered(self, limit: Limit) -> tuple[Limit, Shape]:
-        setting = self._settings.get(limit.name)
-        if setting is None:
-            return limit, Shape.of(limit)
-        given = {field: value for field, value in msgspec.structs.asdict(setting).items() if value is not None}
-        try:
-            layered = msgspec.structs.replace(limit, **given)
-        except ObservatoryError as error:
-            raise ConfigurationError(f"limits.{limit.name}: {error.message}", remedy=error.remedy) from error
-        return layered, Shape.of(layered)
+        self._policies.define(*limits)
 
     def limits(self) -> tuple[Limit, ...]:
         """As they stand now, every layer applied."""
-        return tuple(limit for limit, _ in self._limits.values())
+        return tuple(self._policies)
 
-    def _find(self, limit: str | Limit) -> tuple[Limit, Shape]:
-        if isinstance(limit, Limit):
-            found = self._inline.get(limit)
-            if found is None:
-                found = self._layered(limit)
-                known = self._limits.get(limit.name)
-                if known is not None and known[1] != found[1]:
-                    # One bucket under two shapes: whoever brings the other one would change it for everybody.
-                    raise InvalidArgument(
-                        f"limit {limit.name} is defined here already, with other numbers", remedy="Ask by its name"
-                    )
-                if len(self._inline) >= 1024:
-                    self._inline.clear()
-                self._inline[limit] = found
-            return found
-        found = self._limits.get(limit) if isinstance(limit, str) else None
-        if found is None:
-            raise self._unknown(limit)
-        return found
+    def match(self, dimensions: Dimensions | None = None, units: Iterable[Unit] = ("requests",)) -> tuple[Limit, ...]:
+        """What "*" means for these dimensions. Local and pure; `observatory rate-limiter explain` prints it."""
+        given = wants.known(wants.given(dimensions))
+        return tuple(policy.limit for policy in self._policies.match(given, units))
 
-    def _unknown(self, name: object) -> ObservatoryError:
-        import difflib
-
-        if not isinstance(name, str):
-            return InvalidArgument(f"limit must be a name or a Limit, got {name!r:.80}")
-        defined = ", ".join(sorted(self._limits))
-        close = difflib.get_close_matches(name, self._limits, n=1)
-        hint = f'Did you mean "{close[0]}"? ' if close else ""
-        return UnknownLimit(
-            f'no limit named "{name:.80}"; defined: {defined}',
-            remedy=f"{hint}Define it with obs.rate_limiter.define(Limit(...)) or [limits.{name:.64}]",
-        )
-
-    async def check(self, limit: str | Limit, identity: Identity | None = None, cost: Cost = 1) -> Decision:
+    # asking
+    async def check(self, limit: LimitRef, identity: Identity | None = None, cost: Cost = 1) -> Decision:
         """Take now or be told when. Never waits, never raises for a refusal. cost 0 looks.
 
-        InvalidArgument or UnknownLimit: nothing was asked. StoreUnavailable, or cancelled: whether the cost was taken is
-        unknown; it is not given back (the safe side).
+        Of several limits all are taken or none. InvalidArgument, UnknownLimit: nothing was asked. StoreUnavailable (of a
+        `closed` limit), or cancelled: whether the cost was taken is unknown; it is not given back (the safe side).
         """
-        found, shape = self._find(limit)
-        bucket = bucket_of(found, dimensions.current() if identity is None else identity)
-        asked = self._cost(found, cost)
-        cost_us, cost_part = shape.time_of(asked)
-        # A cost that never fits is still asked, clamped, so that the answer says what remains; the script refuses it.
-        if asked > shape.capacity:
-            cost_us, cost_part = shape.capacity_us + 1, shape.capacity_part
-        store = self._store()
-        allowed, debt_us, debt_part, wait_us = await _check(
-            store,
-            bucket=store.keys.bucket(found.name, bucket),
-            now_us=self._clock.now_us(),
-            capacity_us=shape.capacity_us,
-            capacity_part=shape.capacity_part,
-            cost_us=cost_us,
-            cost_part=cost_part,
-            denominator=shape.denominator,
-        )
-        if not allowed:
-            self._metrics.increment_counter(Metric.RATE_LIMIT_REJECTIONS, 1, {"limit": found.name, "shadow": "false"})
-        return Decision(
-            allowed=bool(allowed),
-            limit=found.name,
-            identity=bucket,
-            unit=shape.unit,
-            cost=units.amount(asked, shape.unit),
-            remaining=units.amount(shape.remaining(debt_us, debt_part), shape.unit),
-            capacity=units.amount(shape.capacity, shape.unit),
-            retry_after=None if asked > shape.capacity else wait_us / 1e6,
-            reset_after=(debt_us + (debt_part > 0)) / 1e6,
-            quota=units.amount(shape.amount, shape.unit),
-            window=shape.period_us / 1e6,
-        )
+        decision = await self._judge.decide("take", self._wanted(limit, identity, cost), limit)
+        self._judge.count(decision)
+        return decision
 
-    async def peek(self, limit: str | Limit, identity: Identity | None = None) -> Decision:
+    async def peek(self, limit: LimitRef, identity: Identity | None = None) -> Decision:
         """check with cost 0, by its name."""
-        return await self.check(limit, identity, 0)
+        return await self._judge.decide("look", self._wanted(limit, identity, 0, look=True), limit)
 
-    @staticmethod
-    def _cost(limit: Limit, cost: Cost) -> int:
-        if isinstance(cost, Mapping):
-            if limit.unit not in cost and limit.unit != "requests":
-                raise InvalidArgument(
-                    f"limit {limit.name} counts {limit.unit}, and the cost brings {', '.join(cost) or 'nothing'}"
+    async def acquire(
+        self, limit: LimitRef, identity: Identity | None = None, cost: Cost = 1, *, timeout: float | None = 30.0
+    ) -> Decision:
+        """Wait in the fleet's line; nobody overtakes. None waits for ever.
+
+        RateLimitExceeded, with the decision, after `timeout` seconds, or at once when it cannot be in time or can never fit.
+        Cancelled while waiting: nothing is taken.
+        """
+        patience = units.timeout(timeout)
+        wanted = self._wanted(limit, identity, cost)
+        decision = await self._judge.decide("take", wanted, limit)
+        if not decision.allowed:
+            decision, _ = await self._waiting.stand(wanted, decision, patience, limit)
+        self._judge.count(decision)
+        return decision
+
+    def reserve(
+        self,
+        limit: LimitRef,
+        identity: Identity | None = None,
+        cost: Cost = 1,
+        *,
+        timeout: float | None = 0.0,
+        lease: float = 60.0,
+        id: str | None = None,  # noqa: A002 (the word for it)
+    ) -> PendingReservation:
+        """Hold an estimate, settle the truth. The only way to use slots. Refused: RateLimitExceeded.
+
+        An estimate above the capacity is held as the capacity. timeout: seconds in line. lease: seconds after which the hold of
+        an owner who fell silent comes back. id: asking again under it takes nothing more.
+        """
+
+        async def hold() -> Reservation:
+            patience, seconds, name = units.timeout(timeout), checked_lease(lease), new_id(id)
+            wanted = self._wanted(limit, identity, cost, hold=True)
+            return await self._reserve(wanted, patience, seconds, name, limit)
+
+        return PendingReservation(hold)
+
+    def requires(self, limit: LimitRef, cost: Cost = 1, *, timeout: float | None = 0.0) -> Callable[[], Awaitable[Decision]]:
+        """A zero-argument check-or-raise on the bound dimensions: FastAPI's Depends(obs.rate_limiter.requires("chat"))."""
+        units.timeout(timeout)
+
+        async def required() -> Decision:
+            if timeout == 0.0:
+                return (await self.check(limit, None, cost)).raise_if_denied()
+            return await self.acquire(limit, None, cost, timeout=timeout)
+
+        return required
+
+    async def reset(self, limit: str | Limit, identity: Identity | None = None) -> None:
+        """Forget what was taken: of an identity, of the limit's one bucket. Open holds are forgotten with it."""
+        policy = self._policies.find(limit)
+        store = self._desk.store()
+        key = store.keys.bucket(policy.limit.name, wants.bucket(policy.limit, wants.given(identity)))
+        beside = [f"{key}:{suffix}" for suffix in ("holds", "deadlines", "reaped", "line", "owners")]
+        await store.command("UNLINK", key, *beside)
+        self._judge.memory.forget(key)
+
+    def reservation(self, id: str) -> Reservation:  # noqa: A002
+        """The reservation of an id, from any process: to settle, cancel or renew it. InvalidArgument: not an id of ours."""
+        token = Token.of(id)
+        keys = self._desk.store().keys
+        wanted = [
+            wants.want(keys, self._policies.find(held.limit), held.identity, units.amount(held.asked, unit), clamp=True)
+            for held in token.parts
+            for unit in [self._policies.find(held.limit).limit.unit]
+        ]
+        empty = wants.decision(wanted[0], Verdict(True, 0, 0.0, 0.0, plain=False))
+        return Reservation(self, wanted, empty, id=token.id, opened_us=token.opened_us, lease=token.lease, fence=0)
+
+    # from a call to what it wants
+    def _wanted(
+        self, limit: LimitRef, identity: Identity | None, cost: Any, *, look: bool = False, hold: bool = False
+    ) -> list[Wanted]:
+        keys = self._desk.store().keys
+        who = wants.given(identity)
+        matched = False
+        if isinstance(limit, str) and limit == "*":
+            matched = True
+            brought = {"requests", "slots", *cost} if isinstance(cost, Mapping) else {"requests"}
+            policies = self._policies.match(wants.known(who), brought)
+            if not hold:
+                policies = [policy for policy in policies if policy.shape.kind != "c"]
+        elif isinstance(limit, str | Limit):
+            policies = [self._policies.find(limit)]
+            if isinstance(cost, Mapping):
+                wants.check_costs(
+                    [policies[0].limit], {u: a for u, a in cost.items() if u not in ("requests", "slots")} or cost
                 )
-            cost = cost.get(limit.unit, 1)
-        return units.units(cost, limit.unit, "cost")
+        elif isinstance(limit, Iterable):
+            policies = self._policies.several(limit)
+            if not look:
+                wants.check_costs([policy.limit for policy in policies], cost)
+        else:
+            raise InvalidArgument(f"limit must be a name, a Limit, several of them, or '*', got {limit!r:.80}")
+        found = []
+        for policy in policies:
+            if policy.shape.kind == "c" and not hold and not look:
+                raise InvalidArgument(
+                    f"limit {policy.limit.name} counts slots, which are held: use reserve", remedy="async with reserve(...)"
+                )
+            bucket = wants.bucket(policy.limit, who, matched=matched)
+            found.append(wants.want(keys, policy, bucket, wants.cost_of(policy.limit, cost), clamp=hold))
+        return found
+
+    # holding
+    async def _reserve(
+        self, wanted: list[Wanted], patience: float | None, lease: float, name: str, limit: LimitRef
+    ) -> Reservation:
+        if not wanted:
+            return Reservation(self, (), nothing(limit), id=name, opened_us=self._desk.now_us(), lease=lease, fence=0)
+        decision, answer = await self._judge.hold(wanted, name, lease)
+        if not decision.allowed:
+            decision, answer = await self._waiting.stand(wanted, decision, patience, limit, hold=(name, lease))
+        self._judge.count(decision)
+        opened_us = self._desk.now_us() if answer is None else answer.now_us
+        fences = [] if answer is None else [p.part for w, p in zip(wanted, answer.parts, strict=True) if w.shape.kind == "c"]
+        return Reservation(
+            *(self, wanted, decision),
+            id=name,
+            opened_us=opened_us,
+            lease=lease,
+            fence=max(fences, default=0),
+            local=answer is None,
+        )
+
+    async def end(self, reservation: Reservation, actual: Sequence[int]) -> Settlement:
+        """Settle every part with what was used of it."""
+        wanted, local = reservation.wanted, reservation.local
+        if local:
+            for one, used in zip(wanted, actual, strict=True):
+                self._judge.fallback.give_back(one.key, one.asked - used if one.shape.kind != "c" else one.asked)
+            late, excess = False, [0] * len(wanted)
+        else:
+            done = await asyncio.gather(
+                *[
+                    self._desk.settle(
+                        "settle",
+                        Part(one.shape, one.key, *one.shape.time_of(used)),
+                        id=reservation.hold,
+                        held=(one.part.cost, one.part.part),
+                        opened_us=reservation.opened_us,
+                        strict=one.policy.limit.durability == "strict",
+                    )
+                    for one, used in zip(wanted, actual, strict=True)
+                ]
+            )
+            late = any(status == 2 for status, _, _ in done)
+            excess = [one.shape.units_of(*rest) for one, (_, *rest) in zip(wanted, done, strict=True)]
+            if late:
+                self._metrics.increment_counter(RESERVATIONS_REAPED)
+            if all(status == 3 for status, _, _ in done):
+                return Settlement()
+        less = [one.asked - used for one, used in zip(wanted, actual, strict=True)]
+        more = [used - one.asked - over for one, used, over in zip(wanted, actual, excess, strict=True)]
+        return Settlement(by_unit(wanted, less) if not late else {}, by_unit(wanted, more), late)
+
+    async def extend(self, reservation: Reservation, lease: float) -> bool:
+        """Hold every part longer; False when one is gone."""
+        if reservation.local:
+            return True
+        lease_us = int(lease * 1e6)
+        done = await asyncio.gather(
+            *[
+                self._desk.settle(
+                    "renew", one.part, id=reservation.hold, lease_us=lease_us, held=(one.part.cost, one.part.part)
+                )
+                for one in reservation.wanted
+            ]
+        )
+        kept = all(status == 1 for status, _, _ in done)
+        if kept:
+            reservation.renewed(self._desk.now_us(), lease)
+        return kept
+
+    async def aclose(self) -> None:
+        """Give back what was borrowed and not spent."""
+        await self._judge.aclose()
+
+    def forget(self) -> None:
+        """In a forked child: loans are the parent's."""
+        self._judge.forget()

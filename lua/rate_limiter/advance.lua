@@ -1,0 +1,169 @@
+#!lua
+--[[
+rate_limiter/advance: stand in the line of one limit, leave it, and take whoever's turn has come.
+
+A ticket is granted when it and all live tickets ahead of it fit; nobody overtakes. Tickets of an owner unseen for a second leave.
+The order is that of start-time fair queueing: each class advances by cost / weight, and one class alone is first come, first served
+(P. Goyal, H. Vin, H. Cheng, Start-time Fair Queuing, SIGCOMM 1996).
+
+KEYS
+  fence          string  "<replication id>,<run id>,<fenced since us>"
+  state          string  the limit's (_state.lua); beside it, by suffix:
+                         :line zset "owner|ticket|cost|part|lease" by tag; :owners hash owner -> last seen us, #class -> last tag,
+                         "virtual" the last tag granted, "queued" the sum of costs, "epoch" when the line began
+
+ARGV
+  now_us         int us  the caller's clock; 0 = ask Redis (always 0 in production)
+  known          0|1|2   does the caller know this store's fence; 2: it needs none (_state.lua)
+  limits         JSON    list of the one limit (_state.lua)
+  owner          string  who asks, without "|"
+  joins          JSON    list of [ticket, cost, part, class, weight, place, patience_us, lease_us]: place "back", or "front" for who
+                         stood at the head of another line, or the tag that it had; patience_us -1: as long as it takes;
+                         lease_us > 0: granted as a hold under the ticket's name
+  leaves         JSON    list of "ticket|cost|part|lease"
+
+RETURNS {now_us, fenced_at, epoch, wait_us, granted, refused, debt, part}
+  epoch          int us  when this line began; another one than before: the line was lost, join again
+  wait_us        int us  until the caller's first ticket can be granted; -1: it has none here
+  granted        list    of tickets: charged now
+  refused        list    of ticket, wait_us, ticket, wait_us, ...: they could not be served within their patience
+
+  debt, part     int     what counts against the capacity after this call (as in decide)
+
+COMPLEXITY  O(joins + leaves + 512): the first 512 tickets are looked at
+ATOMICITY   one slot
+EXPIRY      line and owners a minute after the last call
+RETRY       safe for joins and leaves; a grant whose answer is lost stays charged
+USES        rate_limiter/_state rate_limiter/_holds
+]]
+local fence = KEYS[1]
+local state = KEYS[2]
+local now_us = clock(tonumber(ARGV[1]))
+local known = tonumber(ARGV[2])
+local limits = cjson.decode(ARGV[3])
+local owner = ARGV[4]
+local joins = cjson.decode(ARGV[5])
+local leaves = cjson.decode(ARGV[6])
+
+local UNSEEN_US = 1000000
+local STANDS_US = 1250000
+local MOST_TICKETS = 10000
+local line, owners = state .. ':line', state .. ':owners'
+local fenced_at = fenced(fence, known, now_us)
+local s = read(limits[1], state, now_us, fenced_at)
+if not s then
+  return redis.error_reply('ERR the state of a limit cannot be read')
+end
+reap(s, fenced_at)
+
+local seen = {}
+local flat = redis.call('HGETALL', owners)
+for i = 1, #flat, 2 do
+  seen[flat[i]] = tonumber(flat[i + 1])
+end
+local queued, virtual, epoch = seen['queued'] or 0, seen['virtual'] or 0, seen['epoch'] or 0
+if epoch == 0 or epoch > now_us then
+  epoch = now_us
+end
+seen[owner] = now_us
+
+for _, left in ipairs(leaves) do
+  local _, cost = string.match(left, '^([^|]*)|(%d+)')
+  if redis.call('ZREM', line, string.format('%s|%s', owner, left)) == 1 then
+    queued = queued - tonumber(cost)
+  end
+end
+
+local fresh, refused, granted = {}, {}, {}
+local tickets = redis.call('ZCARD', line)
+for _, join in ipairs(joins) do
+  local ticket, cost, class, weight, place = join[1], join[2], string.format('#%s', join[4]), join[5], join[6]
+  if tickets >= MOST_TICKETS then
+    refused[#refused + 1] = ticket
+    refused[#refused + 1] = wait_for(s, cost, join[3], queued)
+  else
+    local tag = tonumber(place)
+    if place == 'front' then
+      tag = virtual
+    elseif place == 'back' then
+      tag = math.max(virtual, seen[class] or 0) + math.max(cost, 1) / weight
+    end
+    if place ~= 'front' then
+      seen[class] = math.max(seen[class] or 0, tag)
+      redis.call('HSET', owners, class, string.format('%.17g', seen[class]))
+    end
+    local member = string.format('%s|%s|%.0f|%.0f|%.0f', owner, ticket, cost, join[3], join[8])
+    if redis.call('ZADD', line, 'NX', string.format('%.17g', tag), member) == 1 then
+      queued, tickets = queued + cost, tickets + 1
+    end
+    fresh[ticket] = join[7]
+  end
+end
+
+-- Nobody is ahead of the first; what those ahead will take is promised to them.
+local promised, blocked, wait_us = 0, false, -1
+local heads = redis.call('ZRANGE', line, 0, 511, 'WITHSCORES')
+for i = 1, #heads, 2 do
+  local member, tag = heads[i], tonumber(heads[i + 1])
+  local whose, ticket, cost, part, lease_us = string.match(member, '^([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)$')
+  cost, part, lease_us = tonumber(cost), tonumber(part), tonumber(lease_us)
+  local mine = whose == owner
+  local function leave()
+    redis.call('ZREM', line, member)
+    queued = queued - cost
+  end
+  if not seen[whose] or now_us - seen[whose] > UNSEEN_US then
+    leave()
+    redis.call('HDEL', owners, whose)
+  else
+    local wait = (blocked and not mine) and 1 or wait_for(s, cost, part, promised)
+    if wait == 0 and not blocked and mine then
+      leave()
+      charge(s, cost, part)
+      if lease_us > 0 then
+        if s.limit[1] == 'c' then
+          s.fence = math.max(s.fence + 1, s.now)
+        end
+        hold(s, ticket, cost, part, s.now, s.now + lease_us)
+      end
+      virtual = math.max(virtual, tag)
+      granted[#granted + 1] = ticket
+    else
+      blocked = blocked or wait > 0
+      local patience_us = mine and fresh[ticket]
+      if patience_us and patience_us >= 0 and wait > patience_us then
+        leave()
+        refused[#refused + 1] = ticket
+        refused[#refused + 1] = wait
+      else
+        if mine and wait_us < 0 then
+          wait_us = math.max(wait, 1)
+        end
+        promised = promised + cost + (part > 0 and 1 or 0)
+        if wait_us >= 0 and #joins == 0 then
+          break
+        end
+      end
+    end
+  end
+end
+
+local left = redis.call('ZCARD', line)
+if left > 0 then
+  if wait_us < 0 and #heads == 1024 then
+    wait_us = wait_for(s, 0, 0, queued)
+  end
+  redis.call('HSET', owners, owner, integer(now_us), 'virtual', string.format('%.17g', virtual), 'epoch', integer(epoch))
+  redis.call('HSET', owners, 'queued', integer(math.max(queued, 0)))
+  redis.call('PEXPIRE', owners, 60000)
+  redis.call('PEXPIRE', line, 60000)
+  s.line_until, s.queued = s.now + STANDS_US, math.max(queued, 0)
+  s.dirty = true
+else
+  redis.call('DEL', owners)
+  s.dirty = s.dirty or s.line_until > 0
+  s.line_until, s.queued = 0, 0
+end
+write(s)
+local debt, rest = shown(s)
+return {now_us, fenced_at, epoch, wait_us, granted, refused, debt, rest}

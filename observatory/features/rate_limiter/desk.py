@@ -1,0 +1,285 @@
+"""Where callers meet: what is asked in one tick of the loop travels as one script call, and each is answered for itself."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+from ...errors import StoreError
+from ...keys import Key
+from ...store.script import lua
+from ...store.store import Store
+from ...types import Clock
+from .shape import Shape
+
+MOST_PARTS = 128
+"""Parts of one script call: what others may have to wait for."""
+
+
+@lua("rate_limiter/decide")
+def _decide(
+    store: Any, *, fence: Key, states: Sequence[Key], now_us: int, known: int, limits: bytes, requests: bytes
+) -> "asyncio.Future[list[Any]]": ...
+
+
+@lua("rate_limiter/settle")
+def _settle(
+    store: Any, *, fence: Key, states: Sequence[Key], now_us: int, known: int, limits: bytes, requests: bytes
+) -> "asyncio.Future[list[Any]]": ...
+
+
+@lua("rate_limiter/advance")
+def _advance(
+    store: Any,
+    *,
+    fence: Key,
+    state: Key,
+    now_us: int,
+    known: int,
+    limits: bytes,
+    owner: str,
+    joins: bytes,
+    leaves: bytes,
+) -> Awaitable[list[Any]]: ...
+
+
+class Part(NamedTuple):
+    """One limit of a request: its shape, where its state is, and the cost as the scripts take it."""
+
+    shape: Shape
+    key: Key
+    cost: int
+    part: int
+
+
+class PartAnswer(NamedTuple):
+    """What the script says of one part (lua/rate_limiter/decide.lua)."""
+
+    fits: int
+    debt: int
+    part: int
+    wait_us: int
+    plain: int
+
+
+class Answer(NamedTuple):
+    """What the script says of one request. status: 1 allowed, 0 refused, -2 this id was held before and has been reaped."""
+
+    status: int
+    parts: tuple[PartAnswer, ...]
+    now_us: int
+    fenced_at: int
+
+
+class _Request(NamedTuple):
+    """What was asked, to be asked once more when a calendar window ended on the way."""
+
+    verb: str
+    parts: Sequence[Part]
+    id: str
+    lease_us: int
+    strict: bool
+    last: bool = False
+
+
+class _Sending:
+    """A store as the stubs see it: it sends, on a link, and hands back the future."""
+
+    __slots__ = ("_replicas", "_store")
+
+    def __init__(self, store: Store, replicas: int) -> None:
+        self._store = store
+        self._replicas = replicas
+
+    def run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
+        if self._replicas:
+            return self._store.send(script, keys, arguments, "durable", replicas=self._replicas)
+        return self._store.send(script, keys, arguments)
+
+
+class _Batch:
+    """Requests that will travel together."""
+
+    __slots__ = ("futures", "keys", "places", "requests", "shapes", "store")
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.keys: list[Key] = []
+        self.shapes: list[Shape] = []
+        self.places: dict[int, int] = {}
+        self.requests: list[str] = []
+        self.futures: list[tuple[asyncio.Future[Any], _Request | None]] = []
+
+    def place(self, shape: Shape) -> int:
+        found = self.places.get(id(shape))
+        if found is None:
+            self.shapes.append(shape)
+            found = self.places[id(shape)] = len(self.shapes)
+        return found
+
+
+class Desk:
+    """Asks the scripts. Not a queue: nothing waits for an answer of somebody else's."""
+
+    def __init__(self, store: Callable[[], Store], clock: Clock, replicas: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._replicas = replicas
+        self._batches: dict[tuple[Store, Any, bool, str], _Batch] = {}
+        self._knows: set[Key] = set()
+        self._of: Store | None = None
+        self._behind_us = 0
+
+    def store(self) -> Store:
+        """The store; what was known of another one is forgotten."""
+        store = self._store()
+        if store is not self._of:
+            self._of = store
+            self._knows.clear()
+        return store
+
+    def now_us(self) -> int:
+        """The clock that was handed in, else the server's as far as it is known, else ours."""
+        given = self._clock.now_us()
+        if given:
+            return given
+        known = None if self._of is None else self._of.server_us()
+        return (time.time_ns() // 1000 if known is None else known) + self._behind_us
+
+    def ask(self, verb: str, parts: Sequence[Part], *, id: str = "", lease_us: int = 0, strict: bool = False) -> Any:  # noqa: A002
+        """Look, take, hold or borrow; the future has an Answer. On Cluster all parts must be of one slot."""
+        store = self.store()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._enqueue(store, _decide, _Request(verb, parts, id, lease_us, strict), future)
+        return future
+
+    def _enqueue(self, store: Store, script: Any, request: "_Request", future: "asyncio.Future[Any]") -> None:
+        batch = self._batch(store, script, request.strict, request.parts[0].key)
+        text = f'["{request.verb}","{request.id}",{request.lease_us}'
+        for shape, key, cost, part in request.parts:
+            text += f",{batch.place(shape)},{cost},{part}"
+            batch.keys.append(key)
+        batch.requests.append(text + "]")
+        batch.futures.append((future, None if request.last else request))
+
+    def settle(
+        self,
+        verb: str,
+        part: Part,
+        *,
+        id: str,  # noqa: A002
+        lease_us: int = 0,
+        held: tuple[int, int] = (0, 0),
+        opened_us: int = 0,
+        strict: bool = False,
+    ) -> "asyncio.Future[tuple[int, int, int]]":
+        """Settle, renew, return or debit one part; the future has (status, excess, its numerator)."""
+        store = self.store()
+        future: asyncio.Future[tuple[int, int, int]] = asyncio.get_running_loop().create_future()
+        batch = self._batch(store, _settle, strict, part.key)
+        place = batch.place(part.shape)
+        batch.keys.append(part.key)
+        batch.requests.append(f'["{verb}","{id}",{lease_us},{place},{part.cost},{part.part},{held[0]},{held[1]},{opened_us}]')
+        batch.futures.append((future, None))
+        return future
+
+    async def advance(self, part: Part, owner: str, joins: bytes, leaves: bytes) -> list[Any]:
+        """Stand in the line of one limit (lua/rate_limiter/advance.lua)."""
+        store = self.store()
+        fence = self._fence(store, part.key)
+        reply = await _advance(
+            store,
+            fence=fence,
+            state=part.key,
+            now_us=self._clock.now_us(),
+            known=self._known(store, fence),
+            limits=b"[%b]" % part.shape.wire(self.now_us()),
+            owner=owner,
+            joins=joins,
+            leaves=leaves,
+        )
+        self._knows.add(fence)
+        return reply
+
+    def _batch(self, store: Store, script: Any, strict: bool, key: Key) -> _Batch:
+        slot = key[key.index("{") : key.index("}")] if store.is_cluster else ""
+        group = (store, script, strict, slot)
+        batch = self._batches.get(group)
+        if batch is not None and len(batch.keys) >= MOST_PARTS:
+            self._send(group)
+            batch = None
+        if batch is None:
+            batch = self._batches[group] = _Batch(store)
+            asyncio.get_running_loop().call_soon(self._send, group, batch)
+        return batch
+
+    def _fence(self, store: Store, key: Key) -> Key:
+        return store.keys.fence(key if store.is_cluster else None)
+
+    def _known(self, store: Store, fence: Key) -> int:
+        # The embedded server acknowledges what is in its append-only file, and nobody is promoted in its place.
+        return 2 if store.address.embedded is not None else int(fence in self._knows)
+
+    def _send(self, group: tuple[Store, Any, bool, str], scheduled: _Batch | None = None) -> None:
+        batch = self._batches.get(group)
+        if batch is None or (scheduled is not None and batch is not scheduled):
+            return
+        del self._batches[group]
+        store, script, strict, _ = group
+        try:
+            fence = self._fence(store, batch.keys[0])
+            now_us = self.now_us()
+            answer = script(
+                _Sending(store, self._replicas if strict else 0),
+                fence=fence,
+                states=batch.keys,
+                now_us=self._clock.now_us(),
+                known=self._known(store, fence),
+                limits=b"[" + b",".join([shape.wire(now_us) for shape in batch.shapes]) + b"]",
+                requests=("[" + ",".join(batch.requests) + "]").encode(),
+            )
+        except Exception as error:
+            for future, _ in batch.futures:
+                if not future.done():
+                    future.set_exception(error)
+            return
+
+        answer.add_done_callback(lambda call: self._answered(batch, script, fence, call))
+
+    def _answered(self, batch: _Batch, script: Any, fence: Key, call: "asyncio.Future[list[Any]]") -> None:
+        """To each its own."""
+        if call.cancelled():
+            return
+        error = call.exception()
+        if error is not None:
+            for future, _ in batch.futures:
+                if not future.done():
+                    future.set_exception(_copied(error))
+            return
+        self._knows.add(fence)
+        now_us, fenced_at, *answers = call.result()
+        for (future, again), one in zip(batch.futures, answers, strict=True):
+            if future.done():
+                continue
+            status = one[0]
+            if status == -1:
+                future.set_exception(_unreadable())
+            elif script is _settle:
+                future.set_result(tuple(one))
+            elif status == -3 and again is not None:
+                # A calendar window ended meanwhile; nothing was taken.
+                self._behind_us += now_us - self.now_us()
+                self._enqueue(batch.store, script, again._replace(last=True), future)
+            else:
+                future.set_result(Answer(status, tuple([PartAnswer(*part) for part in one[1:]]), now_us, fenced_at))
+
+
+def _unreadable() -> StoreError:
+    return StoreError("the state of a limit cannot be read", remedy="observatory rate-limiter reset LIMIT IDENTITY")
+
+
+def _copied(error: BaseException) -> BaseException:
+    """One exception object per caller: a traceback grows with every raise of the same one."""
+    if isinstance(error, StoreError):
+        return type(error)(error.message, remedy=error.remedy, retry_after=error.retry_after, context=error.context)
+    return error

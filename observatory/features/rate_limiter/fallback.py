@@ -1,0 +1,144 @@
+"""Redis away: each limit by its own policy, each process with its share, and what was spent meanwhile merged back."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ...clock import monotonic
+from ...errors import StoreUnavailable
+from ...logs import INTERNAL
+from .desk import Part
+from .limit import Policy
+from .shape import Shape
+from .wanted import Verdict, Wanted
+
+MOST_BUCKETS = 10_000
+"""Identities that one process limits while the store is away; further ones are refused."""
+
+
+class _Share:
+    """One process's part of a limit: it starts empty, since what was left when the store went is not known.
+
+    Of every limit a bucket is made, also of windows and slots: the rate and the capacity over the instances.
+    """
+
+    __slots__ = ("_at", "_free", "_rate", "capacity", "id", "part", "shape", "spent")
+
+    def __init__(self, shape: Shape, part: Part, instances: int) -> None:
+        self.shape = shape
+        self.part = part
+        self.id = secrets.token_hex(8)
+        self.capacity = shape.capacity / instances
+        self._rate = 0.0 if shape.kind == "c" else shape.amount / instances / (shape.period_us / 1e6)
+        # Slots do not grow back: what may be held at once is the share itself.
+        self._free = float(int(self.capacity)) if shape.kind == "c" else 0.0
+        self._at = monotonic()
+        self.spent = 0
+
+    def look(self) -> float:
+        now = monotonic()
+        if self._rate:
+            self._free = min(self._free + (now - self._at) * self._rate, self.capacity)
+        self._at = now
+        return self._free
+
+    def wait(self, cost: int) -> float | None:
+        """Seconds until the cost fits; None: never."""
+        free = self.look()
+        if cost <= free:
+            return 0.0
+        if cost > self.capacity:
+            return None
+        return (cost - free) / self._rate if self._rate else 1.0
+
+    def take(self, cost: int) -> None:
+        self._free -= cost
+        self.spent += cost
+
+
+class Owed(NamedTuple):
+    """What was spent of a limit while the store was away."""
+
+    part: Part
+    id: str
+    spent: int
+
+
+class Fallback:
+    """Decides while the store cannot. instances: the most that were seen in the last minute; 0: not known."""
+
+    def __init__(self, instances: Callable[[], int]) -> None:
+        self._instances = instances
+        self._shares: dict[str, _Share] = {}
+        self._told: set[str] = set()
+        self._since = 0.0
+        self._decided = 0
+
+    @property
+    def is_active(self) -> bool:
+        return self._since > 0
+
+    def decide(self, wanted: Sequence[Wanted], error: StoreUnavailable, *, take: bool) -> list[Verdict]:
+        """A verdict for each, all or nothing. Raises the error when a limit is `closed`, or no share of it is known."""
+        if not self._since:
+            self._since = monotonic()
+        waits: list[float | None] = []
+        shares: list[_Share | None] = []
+        for one in wanted:
+            share = self._share(one, error)
+            shares.append(share)
+            waits.append(0.0 if share is None else share.wait(one.asked))
+        allowed = all(wait == 0.0 or one.shape.shadow for wait, one in zip(waits, wanted, strict=True))
+        verdicts = []
+        for one, share, wait in zip(wanted, shares, waits, strict=True):
+            fits = wait == 0.0
+            if share is not None and allowed and fits and take:
+                share.take(one.asked)
+            left = one.shape.capacity if share is None else int(share.look())
+            verdicts.append(Verdict(fits, left, wait, 0.0, plain=False))
+        self._decided += 1
+        return verdicts
+
+    def give_back(self, key: str, units: int) -> None:
+        """A hold that was taken here is settled here: `units` more are free, or (negative) fewer."""
+        share = self._shares.get(key)
+        if share is not None:
+            share.take(-units)
+            share.spent = max(share.spent, 0)
+
+    def _share(self, one: Wanted, error: StoreUnavailable) -> _Share | None:
+        limit = one.policy.limit
+        if limit.on_store_down == "open":
+            self._tell(one.policy, "open")
+            return None
+        share = self._shares.get(one.part.key)
+        if share is None or share.shape is not one.shape:
+            instances = self._instances()
+            whole = one.shape.capacity // instances if instances else 0
+            if limit.on_store_down == "closed" or whole < 1 or len(self._shares) >= MOST_BUCKETS:
+                self._tell(one.policy, "closed")
+                raise error
+            self._tell(one.policy, f"local, 1 of {instances} shares")
+            share = self._shares[one.part.key] = _Share(one.shape, one.part, instances)
+        return share
+
+    def _tell(self, policy: Policy, how: str) -> None:
+        if policy.limit.name not in self._told:
+            self._told.add(policy.limit.name)
+            INTERNAL.error("store away: limit %s is %s", policy.limit.name, how)
+
+    def back(self) -> list[Owed]:
+        """The store answers again: what has to be told to it."""
+        owed = [
+            Owed(share.part._replace(cost=cost, part=part), share.id, share.spent)
+            for share in self._shares.values()
+            if share.spent and share.shape.kind != "c"
+            for cost, part in [share.shape.time_of(share.spent)]
+        ]
+        if self._told:
+            seconds = monotonic() - self._since
+            INTERNAL.info("store back after %.1f s: %d local decisions merged", seconds, self._decided)
+        self._shares.clear()
+        self._told.clear()
+        self._since, self._decided = 0.0, 0
+        return owed

@@ -1,0 +1,165 @@
+"""One verdict: overrides, what is remembered, what was borrowed, the script; and Redis away, each limit's own policy."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from ...errors import ReservationLost, StoreUnavailable
+from ...names import Metric
+from ...types import Clock
+from . import wanted as wants
+from .across import Across
+from .decision import Decision, together
+from .desk import Answer, Desk
+from .fallback import Fallback
+from .lending import Lending
+from .memory import Memory
+from .notices import Notices, Recording
+from .policies import Policies
+from .wanted import LimitRef, Verdict, Wanted
+
+
+class Judge:
+    """Decides over what is wanted of one or several limits."""
+
+    def __init__(self, desk: Desk, clock: Clock, metrics: Recording, policies: Policies, instances: Callable[[], int]) -> None:
+        self._desk = desk
+        self._clock = clock
+        self._metrics = metrics
+        self._policies = policies
+        self.across = Across(desk)
+        self.memory = Memory()
+        self.fallback = Fallback(instances)
+        self._lending = Lending(desk, clock)
+        self._notices = Notices(desk.store, metrics)
+        self._merging: set[asyncio.Task[None]] = set()
+
+    async def decide(self, verb: str, wanted: list[Wanted], limit: LimitRef, *, waited: float = 0.0) -> Decision:
+        """Look or take: overrides, what is remembered, what was borrowed, the script; Redis away: by policy."""
+        if not wanted:
+            return nothing(limit)
+        if len(wanted) == 1 and not wanted[0].policy.limit.overrides:
+            decision = await self._decide_one(verb, wanted[0])
+        else:
+            verdicts = [one.policy.verdict(one.identity) for one in wanted]
+            asked = [one for one, verdict in zip(wanted, verdicts, strict=True) if verdict is None]
+            denied = any(verdict is False for verdict in verdicts)
+            found = iter(await self._ask("look" if denied else verb, asked))
+            parts = [
+                next(found) if verdict is None else _overridden(one, allowed=verdict)
+                for one, verdict in zip(wanted, verdicts, strict=True)
+            ]
+            decision = parts[0] if isinstance(limit, str) and limit != "*" and len(parts) == 1 else together(parts)
+        if waited:
+            decision = msgspec.structs.replace(decision, waited=waited)
+        return decision
+
+    async def _decide_one(self, verb: str, one: Wanted) -> Decision:
+        if verb == "take" and one.asked:
+            remembered = self.memory.recall(one, self._policies.version)
+            if remembered is not None:
+                return remembered
+            if one.policy.leased and self._clock.now_us() == 0:
+                try:
+                    spent = await self._lending.take(one)
+                except StoreUnavailable:
+                    spent = None
+                if spent is not None:
+                    return wants.decision(one, spent, by="lease")
+        return (await self._ask(verb, [one]))[0]
+
+    async def _ask(self, verb: str, wanted: list[Wanted]) -> list[Decision]:
+        """The script's answers. All or nothing, also over several slots of a Cluster."""
+        if not wanted:
+            return []
+        asked_at = self._clock.monotonic()
+        try:
+            answer = await self.across.ask(verb, wanted)
+        except StoreUnavailable as error:
+            verdicts = self.fallback.decide(wanted, error, take=verb == "take")
+            return [wants.decision(one, verdict, by="local") for one, verdict in zip(wanted, verdicts, strict=True)]
+        if self.fallback.is_active:
+            self._merge()
+        decisions = []
+        for one, part in zip(wanted, answer.parts, strict=True):
+            verdict = wants.told(one, part)
+            decision = wants.decision(one, verdict)
+            if verb == "take" and not decision.allowed and len(wanted) == 1 and self._clock.now_us() == 0:
+                self.memory.keep(one, decision, self._policies.version, asked_at, plain=verdict.plain)
+            self._notices.look(one, decision, answer.now_us)
+            decisions.append(decision)
+        return decisions
+
+    def count(self, decision: Decision) -> None:
+        """Refusals that were told, also those of limits that only watch."""
+        for part in decision.parts or (decision,):
+            if not part.allowed or part.shadow:
+                shadow = "true" if part.shadow else "false"
+                self._metrics.increment_counter(Metric.RATE_LIMIT_REJECTIONS, 1, {"limit": part.limit, "shadow": shadow})
+
+    async def hold(self, wanted: list[Wanted], name: str, lease: float) -> tuple[Decision, Answer | None]:
+        """Hold all or nothing. Redis away: by policy, in this process alone (no answer then)."""
+        verdicts = [one.policy.verdict(one.identity) for one in wanted]
+        answer: Answer | None = None
+        if any(verdict is False for verdict in verdicts):
+            refused = next(one for one, verdict in zip(wanted, verdicts, strict=True) if verdict is False)
+            decisions = [_overridden(refused, allowed=False)]
+        else:
+            try:
+                answer = await self.across.ask("hold", wanted, id=name, lease_us=int(lease * 1e6))
+            except StoreUnavailable as error:
+                found = self.fallback.decide(wanted, error, take=True)
+                decisions = [wants.decision(one, verdict, by="local") for one, verdict in zip(wanted, found, strict=True)]
+            else:
+                if answer.status == -2:
+                    raise ReservationLost("a reservation of this id was held, and has run out", context={"reservation": name})
+                decisions = [wants.decision(one, wants.told(one, part)) for one, part in zip(wanted, answer.parts, strict=True)]
+                for one, decision in zip(wanted, decisions, strict=True):
+                    self._notices.look(one, decision, answer.now_us)
+        decision = decisions[0] if len(decisions) == 1 else together(decisions)
+        return decision, answer
+
+    def _merge(self) -> None:
+        """What was spent while the store was away becomes debt, once."""
+        owed = self.fallback.back()
+        if not owed:
+            return
+
+        async def tell() -> None:
+            for one in owed:
+                for pause in (0.0, 0.5, 2.0, 10.0):
+                    await asyncio.sleep(pause)
+                    try:
+                        await self._desk.settle("debit", one.part, id=f"local-{one.id}")
+                        break
+                    except StoreUnavailable:
+                        continue
+
+        task = asyncio.get_running_loop().create_task(tell(), name="observatory merge")
+        self._merging.add(task)
+        task.add_done_callback(self._merging.discard)
+
+    async def aclose(self) -> None:
+        """Give back what was borrowed and not spent."""
+        if self._merging:
+            await asyncio.wait(self._merging, timeout=1.0)
+        for task in self._merging:
+            task.cancel()
+        await self._notices.aclose()
+        await self._lending.give_back()
+
+    def forget(self) -> None:
+        """In a forked child: loans are the parent's."""
+        self._lending.forget()
+        self.memory.clear()
+
+
+def _overridden(one: Wanted, *, allowed: bool) -> Decision:
+    left = one.shape.capacity if allowed else 0
+    return wants.decision(one, Verdict(allowed, left, 0.0 if allowed else None, 0.0, plain=False))
+
+
+def nothing(limit: LimitRef) -> Decision:
+    """No limit applies."""
+    return Decision(True, str(limit) if isinstance(limit, str) else "", "", "requests", 0, 0, 0, 0.0, 0.0)

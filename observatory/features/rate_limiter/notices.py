@@ -1,0 +1,113 @@
+"""What people should hear of, once in the fleet: a limit that is nearly used up, and a name that means two limits."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import msgspec
+
+from ...errors import ObservatoryError
+from ...logs import INTERNAL
+from ...names import LIMIT_ALERTS, LIMIT_CONFLICTS
+from ...store.store import Store
+from .decision import Decision
+from .limit import Policy
+from .wanted import Wanted
+
+_REMEMBERED = 10_000
+_SHAPE_MS = 3_600_000
+_TOLD_MS = 86_400_000
+
+
+class Recording(Protocol):
+    """What the limiter needs of the metrics."""
+
+    def increment_counter(self, metric: str, value: int = 1, labels: Mapping[str, str] | None = None) -> None: ...
+
+
+class Notices:
+    """Told by whoever sees it first; the others find it told. Beside the caller's way, never in it."""
+
+    def __init__(self, store: Callable[[], Store], metrics: Recording) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._told: set[tuple[str, str, float, int]] = set()
+        self._compared: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def look(self, one: Wanted, decision: Decision, now_us: int) -> None:
+        """After an answer of the store: is there something to tell?"""
+        policy = one.policy
+        if id(policy) not in self._compared:
+            if len(self._compared) >= _REMEMBERED:
+                self._compared.clear()
+            self._compared.add(id(policy))
+            self._start(self._compare(policy))
+        if policy.limit.alert_at and decision.capacity:
+            used = 1 - float(decision.remaining) / float(decision.capacity)
+            window = now_us // max(one.shape.period_us, one.shape.full_us, 1_000_000)
+            for fraction in policy.limit.alert_at:
+                told = (policy.limit.name, one.identity, fraction, window)
+                if used >= fraction and told not in self._told:
+                    if len(self._told) >= _REMEMBERED:
+                        self._told.clear()
+                    self._told.add(told)
+                    self._start(self._alert(one, decision, fraction, window))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._quietly(work), name="observatory notice")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @staticmethod
+    async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except ObservatoryError as error:
+            INTERNAL.debug("a notice was not told: %s", error)
+
+    async def _alert(self, one: Wanted, decision: Decision, fraction: float, window: int) -> None:
+        store, limit = self._store(), one.policy.limit
+        lasts_ms = max(one.shape.period_us, one.shape.full_us, 1_000_000) // 1000 + 60_000
+        key = store.keys.alert(limit.name, one.identity, fraction, window)
+        if await store.bulk().command("SET", key, "1", "NX", "PX", lasts_ms) is None:
+            return
+        self._metrics.increment_counter(LIMIT_ALERTS, 1, {"limit": limit.name, "fraction": f"{fraction:g}"})
+        left = f"{decision.remaining} of {decision.capacity} {decision.unit} left"
+        INTERNAL.warning("limit %s of %s: %.0f %% used, %s", limit.name, one.identity or "all", fraction * 100, left)
+
+    async def _compare(self, policy: Policy) -> None:
+        """Does another process of the fleet mean other numbers by this name? Each applies its own; one of them says so."""
+        store, name, ours = self._store(), policy.limit.name, _spelled(policy)
+        bulk, key = store.bulk(), store.keys.shape(name)
+        theirs = await bulk.command("SET", key, ours, "GET", "PX", _SHAPE_MS)
+        if theirs is None or theirs.decode() == ours:
+            return
+        both = "|".join(sorted((ours, theirs.decode())))
+        pair = blake2b(both.encode(), digest_size=8).hexdigest()
+        if await bulk.command("SET", f"{key}:{pair}", "1", "NX", "PX", _TOLD_MS) is not None:
+            self._metrics.increment_counter(LIMIT_CONFLICTS, 1, {"limit": name})
+            INTERNAL.warning("limit %s has two shapes in this fleet: %s here, %s elsewhere", name, ours, theirs.decode())
+
+    async def aclose(self) -> None:
+        """What is being told is told, or given up."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=0.5)
+        for task in self._tasks:
+            task.cancel()
+
+
+def _spelled(policy: Policy) -> str:
+    limit = policy.limit
+    shape = msgspec.json.encode(
+        {
+            "amount": str(limit.amount),
+            "per": str(limit.per),
+            "burst": str(limit.burst or limit.amount),
+            "unit": limit.unit,
+            "algorithm": policy.shape.kind,
+            "by": limit.dimensions,
+        }
+    )
+    return shape.decode()
