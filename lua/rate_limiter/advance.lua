@@ -74,6 +74,8 @@ for _, left in ipairs(leaves) do
   end
 end
 
+-- What is held may be given back at any moment: then nobody knows how long it takes, and nobody is sent away.
+local known_wait = s.limit[1] ~= 'c' and s.reap_at == 0
 local fresh, refused, granted = {}, {}, {}
 local tickets = redis.call('ZCARD', line)
 for _, join in ipairs(joins) do
@@ -131,7 +133,7 @@ for i = 1, #heads, 2 do
     else
       blocked = blocked or wait > 0
       local patience_us = mine and fresh[ticket]
-      if patience_us and patience_us >= 0 and wait > patience_us then
+      if known_wait and patience_us and patience_us >= 0 and wait > patience_us then
         leave()
         refused[#refused + 1] = ticket
         refused[#refused + 1] = wait

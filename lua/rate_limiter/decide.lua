@@ -117,9 +117,12 @@ for number, request in ipairs(requests) do
     end
     local debt, rest = shown(s)
     local plain = s.reap_at == 0 and s.line_until <= s.now and s.leased_until <= s.now and s.limit[1] ~= 'c'
+    if status == 2 then
+      -- Held before under this id: the same answer again, and nothing more is taken.
+      wait_us = 0
+    end
     reply[#reply + 1] = {wait_us == 0 and 1 or 0, debt, rest, wait_us, plain and 1 or 0}
   end
-  -- Held before under this id: the same answer again, and nothing more is taken.
   reply[1] = status == 2 and 1 or status
   replies[number + 2] = reply
 end

@@ -1,6 +1,7 @@
 """What a limit is: how much of a unit, per period, for whom, and what holds when things go wrong."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -8,17 +9,18 @@ import msgspec
 
 from ... import dimensions, names
 from ...errors import InvalidArgument
+from ...settings import LimitSettings
 from ...types import Amount, Dimensions, Identity, Period, Unit
 from .shape import Shape, shape_of
 
 Algorithm = Literal["token_bucket", "fixed_window", "sliding_window", "concurrency"]
 
 
-class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one identity gets instead: other numbers, everything (`allow`), or nothing (`deny`)."""
 
-    amount: Amount | str | None = None
-    burst: Amount | str | None = None
+    amount: int | float | str | None = None
+    burst: int | float | str | None = None
     allow: bool = False
     deny: bool = False
 
@@ -122,10 +124,12 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 class Policy:
     """A limit as it stands, every layer applied, with the shapes it is asked with."""
 
-    __slots__ = ("_overridden", "dimensions", "leased", "limit", "shape")
+    __slots__ = ("_overridden", "dimensions", "leased", "limit", "shape", "spec")
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: Limit, *, inline: bool = False) -> None:
         self.limit = limit
+        self.spec: dict[str, Any] | None = _spelled(limit) if inline else None
+        """All of it, for who does not know it by name."""
         self.shape: Shape = shape_of(limit)
         self.dimensions = limit.dimensions
         self.leased = bool(limit.leases) and self.shape.lease_us > 0
@@ -145,6 +149,24 @@ class Policy:
         """What an override says without asking: True always, False never, None: ask."""
         override = self.limit.overrides.get(identity)
         return None if override is None else False if override.deny else True if override.allow else None
+
+
+def fields_of(setting: LimitSettings) -> dict[str, Any]:
+    """What a setting says of a limit, field by field. msgspec.ValidationError when an override is not one."""
+    given = {field: value for field, value in msgspec.structs.asdict(setting).items() if value is not None}
+    if "overrides" in given:
+        given["overrides"] = {identity: msgspec.convert(one, Override) for identity, one in given["overrides"].items()}
+    return given
+
+
+def _spelled(limit: Limit) -> dict[str, Any]:
+    given = {name: getattr(limit, name) for name in limit.__struct_fields__}
+    default = dict(zip(reversed(limit.__struct_fields__), reversed(limit.__struct_defaults__), strict=False))
+    kept = {name: value for name, value in given.items() if name not in default or value != default[name]}
+    found: dict[str, Any] = msgspec.to_builtins(kept, builtin_types=(timedelta,))
+    if isinstance(limit.per, timedelta):
+        found["per"] = limit.per.total_seconds()
+    return found
 
 
 def bucket_of(limit: Limit, identity: Identity, *, missing: str | None = None) -> str:

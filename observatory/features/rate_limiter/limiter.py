@@ -22,6 +22,9 @@ from .reservation import PendingReservation, Reservation, Settlement, Token, by_
 from .waiting import Waiting
 from .wanted import Cost, LimitRef, Verdict, Wanted
 
+MOST_DEBT = 10
+"""Times the capacity: what a limit may be overdrawn by; the rest is counted, and forgiven (lua/rate_limiter/settle.lua)."""
+
 
 class RateLimiter:
     """identity=None takes the bound dimensions. Refusals are values in check and peek, exceptions in acquire and reserve.
@@ -144,9 +147,9 @@ class RateLimiter:
         token = Token.of(id)
         keys = self._desk.store().keys
         wanted = [
-            wants.want(keys, self._policies.find(held.limit), held.identity, units.amount(held.asked, unit), clamp=True)
+            wants.want(keys, policy, held.identity, units.amount(held.asked, policy.shape.unit), clamp=True)
             for held in token.parts
-            for unit in [self._policies.find(held.limit).limit.unit]
+            for policy in [self._policies.find(held.limit if held.spec is None else held.inline())]
         ]
         empty = wants.decision(wanted[0], Verdict(True, 0, 0.0, 0.0, plain=False))
         return Reservation(self, wanted, empty, id=token.id, opened_us=token.opened_us, lease=token.lease, fence=0)
@@ -215,6 +218,8 @@ class RateLimiter:
                 self._judge.fallback.give_back(one.key, one.asked - used if one.shape.kind != "c" else one.asked)
             late, excess = False, [0] * len(wanted)
         else:
+            # Beyond what may become debt a number need not be exact any more.
+            most = [one.asked + MOST_DEBT * one.shape.capacity for one in wanted]
             done = await asyncio.gather(
                 *[
                     self._desk.settle(
@@ -225,11 +230,12 @@ class RateLimiter:
                         opened_us=reservation.opened_us,
                         strict=one.policy.limit.durability == "strict",
                     )
-                    for one, used in zip(wanted, actual, strict=True)
+                    for one, used in zip(wanted, map(min, actual, most), strict=True)
                 ]
             )
             late = any(status == 2 for status, _, _ in done)
-            excess = [one.shape.units_of(*rest) for one, (_, *rest) in zip(wanted, done, strict=True)]
+            cut = [max(used - bound, 0) for used, bound in zip(actual, most, strict=True)]
+            excess = [one.shape.units_of(*rest) + over for one, (_, *rest), over in zip(wanted, done, cut, strict=True)]
             if late:
                 self._metrics.increment_counter(RESERVATIONS_REAPED)
             if all(status == 3 for status, _, _ in done):

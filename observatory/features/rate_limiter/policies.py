@@ -9,7 +9,7 @@ import msgspec
 from ...errors import ConfigurationError, InvalidArgument, ObservatoryError, UnknownLimit
 from ...settings import LimitSettings
 from ...types import Dimensions, Unit
-from .limit import Limit, Override, Policy
+from .limit import Limit, Policy, fields_of
 
 DEFAULT = Limit("api", 1000, per=60, burst=100)
 """The one limit that is there out of the box."""
@@ -49,16 +49,15 @@ class Policies:
         self._inline.clear()
         self.version += 1
 
-    def _layered(self, limit: Limit) -> Policy:
+    def _layered(self, limit: Limit, *, inline: bool = False) -> Policy:
         setting = self._settings.get(limit.name)
         if setting is None:
-            return Policy(limit)
-        given: dict[str, Any] = {field: value for field, value in msgspec.structs.asdict(setting).items() if value is not None}
+            return Policy(limit, inline=inline)
         try:
+            given = fields_of(setting)
             if "overrides" in given:
-                said = {identity: msgspec.convert(one, Override) for identity, one in given["overrides"].items()}
-                given["overrides"] = {**limit.overrides, **said}
-            return Policy(msgspec.structs.replace(limit, **given))
+                given["overrides"] = {**limit.overrides, **given["overrides"]}
+            return Policy(msgspec.structs.replace(limit, **given), inline=inline)
         except (ObservatoryError, msgspec.ValidationError) as error:
             said_of_it = error.message if isinstance(error, ObservatoryError) else str(error)
             remedy = error.remedy if isinstance(error, ObservatoryError) else None
@@ -79,7 +78,7 @@ class Policies:
         known = self._inline.get(id(limit))
         if known is not None and known[0] is limit:
             return known[1]
-        policy = self._layered(limit)
+        policy = self._layered(limit, inline=limit.name not in self._policies)
         named = self._policies.get(limit.name)
         if named is not None and named.shape != policy.shape:
             # One bucket under two shapes: whoever brings the other one would change it for everybody.

@@ -16,8 +16,10 @@ import msgspec
 from ... import units
 from ...errors import InvalidArgument, ObservatoryError, ReservationLost, StoreUnavailable
 from ...logs import INTERNAL
+from ...settings import LimitSettings
 from ...types import Amount, Unit
 from .decision import Decision
+from .limit import Limit, fields_of
 from .wanted import Cost, Wanted
 
 LONGEST_LEASE = 3600.0
@@ -41,6 +43,15 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     limit: str
     identity: str
     asked: int
+    spec: dict[str, Any] | None = None
+    """The whole limit, where it was brought along and nobody else knows it."""
+
+    def inline(self) -> Limit:
+        try:
+            given = {name: value for name, value in (self.spec or {}).items() if name != "name"}
+            return Limit(self.limit, **fields_of(msgspec.convert(given, LimitSettings)))
+        except (msgspec.ValidationError, TypeError):
+            raise InvalidArgument("id is not one that reserve gave out") from None
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -124,7 +135,7 @@ class Reservation:
     @property
     def id(self) -> str:
         """Enough to settle it from any process."""
-        parts = tuple(Held(one.policy.limit.name, one.identity, one.asked) for one in self.wanted)
+        parts = tuple(Held(one.policy.limit.name, one.identity, one.asked, one.policy.spec) for one in self.wanted)
         return Token(self.hold, self.opened_us, self.lease, parts).text()
 
     @property
