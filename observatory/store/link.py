@@ -106,7 +106,10 @@ class Link(asyncio.Protocol):
             self._waiting.append(call)
             if self._connecting is None:
                 self._connecting = loop.create_task(self._open(), name=f"observatory link {self.name}")
-        if self._timer is None:
+        if self._timer is None or self._timer.when() > now + self._max_wait:
+            # It may have been set for a later moment: that at which a stuck connection is dropped.
+            if self._timer is not None:
+                self._timer.cancel()
             self._timer = loop.call_at(now + self._max_wait, self._tick)
         return future
 

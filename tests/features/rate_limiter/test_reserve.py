@@ -216,7 +216,7 @@ async def test_mixed_limits_are_held_together(obs: Observatory) -> None:
         Limit("m-usd", 10, per="month", unit="usd"),
         Limit("m-slots", 1, unit="slots"),
     ]
-    cost = {"tokens": 400, "usd": Decimal("2.5")}
+    cost: dict[str, int | float | Decimal] = {"tokens": 400, "usd": Decimal("2.5")}
     async with obs.rate_limiter.reserve(limits, cost=cost) as held:
         assert [part.remaining for part in held.decision.parts] == [4, 600, Decimal("7.5"), 0]
         with pytest.raises(RateLimitExceeded) as refused:

@@ -1,0 +1,161 @@
+"""Redis away, slow, or full: each limit as it says, within its bound, and what was spent is told afterwards."""
+
+import asyncio
+import logging
+import signal
+import statistics
+import time
+
+import pytest
+
+from observatory import Limit, Observatory, RateLimitExceeded, StoreUnavailable
+from tests.conftest import Open
+from tests.servers import Server
+
+
+async def fleet(opening: Open, server: Server, size: int) -> list[Observatory]:
+    """So many instances that know of each other."""
+    clients = [await opening(server) for _ in range(size)]
+    for obs in clients:
+        while obs._lifetime.presence is None or obs._lifetime.presence.most_live < size:
+            await asyncio.sleep(0.05)
+    return clients
+
+
+async def test_open_admits_closed_raises_local_has_its_share(opening: Open, own_server: Server) -> None:
+    """The share starts empty, since nobody knows what was left."""
+    clients = await fleet(opening, own_server, 2)
+    obs = clients[0]
+    obs.rate_limiter.define(
+        Limit("open", 1, per="1h", on_store_down="open"),
+        Limit("closed", 100, per=1, on_store_down="closed"),
+        Limit("local", 100, per=1, burst=20),
+        Limit("too-few", 1, per="1h"),
+    )
+    own_server.stop()
+    for _ in range(5):
+        decision = await obs.rate_limiter.check("open")
+        assert (decision.allowed, decision.decided_by) == (True, "local")
+    for name in ("closed", "too-few"):
+        with pytest.raises(StoreUnavailable):
+            await obs.rate_limiter.check(name)
+    first = await obs.rate_limiter.check("local", None, 5)
+    assert (first.allowed, first.decided_by) == (False, "local")
+    assert first.retry_after == pytest.approx(0.1, abs=0.03)
+    await asyncio.sleep(0.5)
+    assert (await obs.rate_limiter.check("local", None, 10)).allowed, "half of the burst"
+    assert not (await obs.rate_limiter.check("local", None, 10)).allowed
+    never = await obs.rate_limiter.check("local", None, 11)
+    assert never.retry_after is None, "more than a share can ever hold"
+
+
+async def test_fleet_stays_within_the_limit_while_redis_is_away(opening: Open, own_server: Server) -> None:
+    """Four instances, a total outage: together no more than the rate, from nothing."""
+    clients = await fleet(opening, own_server, 4)
+    limit = Limit("share", 200, per=1, burst=200)
+    own_server.stop()
+    for obs in clients:
+        assert not await obs.rate_limiter.check(limit), "empty at first"
+    began = time.monotonic()
+
+    async def spend(obs: Observatory) -> int:
+        admitted = 0
+        while time.monotonic() < began + 1.0:
+            admitted += bool(await obs.rate_limiter.check(limit))
+            await asyncio.sleep(0.001)
+        return admitted
+
+    admitted = sum(await asyncio.gather(*[spend(obs) for obs in clients]))
+    lasted = time.monotonic() - began
+    assert 0.5 * 200 * lasted <= admitted <= 200 * (lasted + 0.25)
+
+
+async def test_what_was_spent_is_merged_back_once(opening: Open, own_server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Afterwards the shared bucket knows; one line when it went, one when it came back."""
+    (obs,) = await fleet(opening, own_server, 1)
+    limit = Limit("merge", 100, per=1, burst=100, after_failover="keep")
+    long = Limit("merge-long", 1000, per=1000, burst=1000, after_failover="keep")
+    with caplog.at_level(logging.INFO, "observatory"):
+        own_server.signal(signal.SIGSTOP)
+        assert not await obs.rate_limiter.check(long)
+        await asyncio.sleep(1.2)
+        assert await obs.rate_limiter.check(long)
+        assert not await obs.rate_limiter.check(limit, None, 90)
+        own_server.signal(signal.SIGCONT)
+        await obs.ready()
+        while (await obs.rate_limiter.peek(long)).decided_by != "redis":
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
+        remaining = (await obs.rate_limiter.peek(long)).remaining
+    assert remaining == 999
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("limit merge-long is local, 1 of 1 shares" in line for line in told) == 1
+    assert sum("local decisions merged" in line for line in told) == 1
+
+
+async def test_unknown_number_of_instances_is_closed(namespace: str, own_server: Server) -> None:
+    """A process that was born during the outage does not know its share."""
+    own_server.stop()
+    async with Observatory("late", redis_url=own_server.url, namespace=namespace) as obs:
+        with pytest.raises(StoreUnavailable):
+            await obs.rate_limiter.check(Limit("born", 1000, per=1))
+
+
+async def test_reservation_during_an_outage(opening: Open, own_server: Server) -> None:
+    """Held in this process alone; slots too, up to the share."""
+    obs = (await fleet(opening, own_server, 2))[0]
+    slots, tokens = Limit("slots", 4, unit="slots"), Limit("tokens", 1000, per=1, unit="tokens")
+    own_server.stop()
+    held = [await obs.rate_limiter.reserve(slots) for _ in range(2)]
+    assert held[0].local
+    with pytest.raises(RateLimitExceeded):
+        await obs.rate_limiter.reserve(slots)
+    await held[0].settle()
+    async with obs.rate_limiter.reserve(slots):
+        pass
+    with pytest.raises(RateLimitExceeded):
+        await obs.rate_limiter.reserve(tokens, cost=400)
+    async with obs.rate_limiter.reserve(tokens, cost=400, timeout=3) as waited:
+        assert waited.decision.waited > 0.3
+        assert (await waited.settle(100)).returned == {"tokens": 300}
+
+
+async def test_slow_store_adds_no_more_than_the_configured_wait(opening: Open, own_server: Server) -> None:
+    """A server that hangs: every answer within redis.max_wait and a little, and then at once."""
+    (obs,) = await fleet(opening, own_server, 1)
+    limit = Limit("slow", 1_000_000, per=1)
+    own_server.signal(signal.SIGSTOP)
+    took = []
+    for _ in range(12):
+        began = time.monotonic()
+        await obs.rate_limiter.check(limit)
+        took.append(time.monotonic() - began)
+    own_server.signal(signal.SIGCONT)
+    assert max(took) < 0.25 + 0.15, took
+    assert statistics.median(took) < 0.25 + 0.05
+
+
+async def test_out_of_memory_counts_as_away_and_give_backs_pass(opening: Open, own_server: Server) -> None:
+    """Nothing can be taken, so each limit goes by its policy; what is held can still be settled."""
+    obs = (await fleet(opening, own_server, 1))[0]
+    tokens, closed = Limit("tokens", 1000, per="1h", unit="tokens"), Limit("c", 5, per="1h", on_store_down="closed")
+    held = await obs.rate_limiter.reserve(tokens, cost=600)
+    await obs.store.command("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(StoreUnavailable, match="OOM"):
+        await obs.rate_limiter.check(closed)
+    assert (await obs.rate_limiter.check(tokens)).decided_by == "local"
+    assert (await held.settle(100)).returned == {"tokens": 500}
+    await obs.store.command("CONFIG", "SET", "maxmemory", "0")
+    assert (await obs.rate_limiter.peek(tokens)).remaining == 900
+
+
+async def test_waiting_goes_on_by_policy_when_the_store_goes(opening: Open, own_server: Server) -> None:
+    """Who stands in line when Redis goes away is served from the share."""
+    (obs,) = await fleet(opening, own_server, 1)
+    limit = Limit("line", 4, per=1, burst=2)
+    await obs.rate_limiter.check(limit, None, 2)
+    waiting = asyncio.create_task(obs.rate_limiter.acquire(limit, None, 2, timeout=10))
+    await asyncio.sleep(0.1)
+    own_server.stop()
+    decision = await waiting
+    assert (decision.allowed, decision.decided_by) == (True, "local")
