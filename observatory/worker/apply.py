@@ -8,7 +8,8 @@ import msgspec
 from .. import names
 from ..errors import ObservatoryError
 from ..features.events import Envelope
-from ..features.metrics.recorder import Group, Recorder
+from ..features.metrics.recorder import Recorder
+from ..features.metrics.waiting import Group
 from ..features.metrics.wire import KEEP_WINDOWS_MS, deltas, targets, window_of
 from ..keys import Key
 from ..llm.call import LLM_CALL, CallData, measure

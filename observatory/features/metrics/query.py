@@ -49,7 +49,7 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The answer to a query."""
+    """The answer to a query. since, until: what it covers, whole windows of 10 s around what was asked, up to now."""
 
     metric: str
     stat: str
@@ -150,7 +150,7 @@ def _grouped(table: Table, by: Sequence[str], fits: Matcher) -> dict[tuple[str, 
 
 
 class _Span(NamedTuple):
-    """The time that is asked about, in microseconds."""
+    """The time that is answered for, in microseconds: the whole windows around what was asked, up to now."""
 
     since_us: int
     until_us: int
@@ -169,7 +169,14 @@ class _Span(NamedTuple):
             raise InvalidArgument("step must be a multiple of 10 s")
         if step_us is not None and (until_us - since_us) // step_us > MAX_POINTS:
             raise InvalidArgument(f"step is too small: more than {MAX_POINTS} points")
-        return cls(since_us, until_us, step_us)
+        since_us -= since_us % WINDOW_US
+        end_us = until_us + -until_us % WINDOW_US
+        # The window that is under way is covered up to now.
+        return cls(since_us, min(end_us, now_us) if now_us > since_us else end_us, step_us)
+
+    def covered(self, at_us: int) -> float:
+        """Seconds that the answer at this moment stands for; the last step may not be over yet."""
+        return (min(at_us + (self.step_us or self.until_us), self.until_us) - at_us) / 1e6
 
 
 async def ask(
@@ -230,17 +237,16 @@ def _of_windows(
     fits: Matcher,
     span: _Span,
 ) -> Iterable[Series]:
-    since_us, until_us, step_us = span
+    since_us, _, step_us = span
     steps: dict[int, dict[tuple[str, ...], Value]] = {}
     for start, table in sorted(windows.items()):
         at = since_us if step_us is None else start - (start - since_us) % step_us
         into = steps.setdefault(at, {})
         for group, value in _grouped(table, by, fits).items():
             into.setdefault(group, Value()).merge(value)
-    seconds = (step_us or until_us - since_us) / 1e6
     for group in sorted({group for found in steps.values() for group in found}) or ([] if by else [()]):
         labels = {name: value for name, value in zip(by, group, strict=True) if value}
-        told = [(at, number(found[group], seconds)) for at, found in sorted(steps.items()) if group in found]
+        told = [(at, number(found[group], span.covered(at))) for at, found in sorted(steps.items()) if group in found]
         if step_us is None:
             yield Series(labels, told[0][1] if told else None)
         else:
