@@ -25,11 +25,12 @@ def hands(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-def following(obs: Observatory, hands: list[float], monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+async def following(obs: Observatory, hands: list[float], monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """The server's clock as this client knows it, moved by the same hand; three seconds into a window when it begins."""
     now_us = time.time_ns() // 1000
     shift_us = now_us - now_us % WINDOW_US + 3_000_000 - int(hands[0] * 1e6)
     monkeypatch.setattr(obs.store, "server_us", lambda: int(hands[0] * 1e6) + shift_us)
+    await obs.metrics.flush()
     return lambda: int(hands[0] * 1e6) + shift_us
 
 
@@ -38,8 +39,7 @@ async def test_what_waits_for_the_store_counts_when_it_was_recorded(
 ) -> None:
     """Five windows of an outage, delivered in one go: each has its own number, and none another's."""
     obs = await opening(own_server)
-    now_us = following(obs, hands, monkeypatch)
-    await obs.metrics.flush()
+    now_us = await following(obs, hands, monkeypatch)
     began_us = now_us() - now_us() % WINDOW_US
     own_server.stop()
     for number in range(1, 6):
@@ -61,7 +61,7 @@ async def test_batch_under_way_keeps_its_window(
 ) -> None:
     """Frozen and refused, it is sent again as it was; what comes after it is not stamped with its time, nor it with theirs."""
     obs = await opening(own_server)
-    now_us = following(obs, hands, monkeypatch)
+    now_us = await following(obs, hands, monkeypatch)
     began_us = now_us() - now_us() % WINDOW_US
     obs.metrics.increment_counter(COUNTER, 1)
     own_server.stop()
@@ -136,7 +136,7 @@ def test_wide_windows_are_folded_sooner(hands: list[float], monkeypatch: pytest.
 async def test_rate_is_over_what_the_answer_covers(opening: Open, hands: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """One a second for two minutes is a rate of one, however `since` and `until` fall into their windows."""
     obs = await opening()
-    now_us = following(obs, hands, monkeypatch)
+    now_us = await following(obs, hands, monkeypatch)
     hands[0] += 7
     for _ in range(120):
         obs.metrics.increment_counter(COUNTER)
@@ -157,7 +157,7 @@ async def test_rate_is_over_what_the_answer_covers(opening: Open, hands: list[fl
 async def test_steps_begin_with_the_first_window(opening: Open, hands: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """No point before the first, and the last one's rate is over what is over of it."""
     obs = await opening()
-    following(obs, hands, monkeypatch)
+    await following(obs, hands, monkeypatch)
     hands[0] += 7
     for _ in range(95):
         obs.metrics.increment_counter(COUNTER)
