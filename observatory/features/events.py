@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -40,6 +40,13 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     data: msgspec.Raw = msgspec.Raw(b"\x80")
     dimensions: Mapping[str, str] = {}
     counted: bool = False
+
+
+class Put(NamedTuple):
+    """What became of an event that was buffered: its id, and whether it had not been recorded here lately."""
+
+    id: str
+    new: bool
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -140,10 +147,10 @@ class Events:
             raise InvalidArgument(f"an event must be a mapping, got {event!r:.80}")
         event = dict(event)
         kind = checked_type(event.pop("type", None))
-        return self.put(kind, event, id=id, counted=True)
+        return self.put(kind, event, id=id, counted=True).id
 
-    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> str:  # noqa: A002
-        """Buffer one event. `counted`: its metrics are written by this process."""
+    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> Put:  # noqa: A002
+        """Buffer one event. `counted`: its metrics are written by this process; of two threads with one id, one hears `new`."""
         known = new_id() if id is None else checked_id(id)
         envelope = Envelope(
             type=kind,
@@ -155,17 +162,12 @@ class Events:
         payload = encoded(envelope)
         with self._lock:
             if self._seen(known, given=id is not None):
-                return known
+                return Put(known, new=False)
             if len(self._buffer) >= self._max_buffered:
                 self._buffer.popleft()
                 self.dropped += 1
             self._buffer.append((known, payload))
-        return known
-
-    def seen(self, id: str) -> bool:  # noqa: A002
-        """True when an event of this id was recorded here lately."""
-        with self._lock:
-            return id in self._recent
+        return Put(known, new=True)
 
     def _seen(self, known: str, *, given: bool) -> bool:
         if not given:

@@ -100,11 +100,19 @@ def measure(into: Adding, call: CallData, dimensions: Dimensions, labels: tuple[
         into.increment_counter(names.UNPRICED_CALLS, 1, base)
 
 
+class Claim(Protocol):
+    """The id that an event got, and whether it is this caller's."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def new(self) -> bool: ...
+
+
 class Recording(Protocol):
     """What recording a call needs of the events."""
 
-    def seen(self, id: str) -> bool: ...  # noqa: A002
-    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> str: ...  # noqa: A002
+    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> Claim: ...  # noqa: A002
 
 
 class Calls:
@@ -150,8 +158,7 @@ class Calls:
             trace_id=trace_id,
         )
         about = bound.checked(dimensions)
-        if id is not None and self._events.seen(id):
-            return id
-        known = self._events.put(LLM_CALL, call, id=id, counted=True, about=about)
-        measure(self._metrics, call, {**bound.current(), **about}, self._labels)
-        return known
+        claim = self._events.put(LLM_CALL, call, id=id, counted=True, about=about)
+        if claim.new:
+            measure(self._metrics, call, {**bound.current(), **about}, self._labels)
+        return claim.id
