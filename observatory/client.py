@@ -87,6 +87,7 @@ class Observatory:
         lifetime, settings = self._lifetime, self.settings.events
         return Events(
             lifetime.store,
+            self.metrics,
             now_us=lifetime.now_us,
             partition=lifetime.partition,
             max_entries=settings.max_entries,

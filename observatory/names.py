@@ -40,6 +40,8 @@ FIRST_TOKEN: Final = "observatory_time_to_first_token_seconds"  # noqa: S105 (of
 SERIES_FOLDED: Final = "observatory_series_folded_total"
 VALUES_REFUSED: Final = "observatory_values_refused_total"
 BATCHES_LOST: Final = "observatory_batches_lost_total"
+ADDITIONS_REFUSED: Final = "observatory_additions_refused_total"
+IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
 
 OURS: Final[dict[str, Definition]] = {
@@ -59,6 +61,8 @@ OURS: Final[dict[str, Definition]] = {
     SERIES_FOLDED: Definition("counter", "", "Recordings folded into the overflow series, by metric"),
     VALUES_REFUSED: Definition("counter", "", "Recordings refused because their value was not acceptable, by metric"),
     BATCHES_LOST: Definition("counter", "", "Batches that could not be delivered, by feature"),
+    ADDITIONS_REFUSED: Definition("counter", "", "Additions that the store refused: overflow, a foreign key, another kind"),
+    IDS_FORGOTTEN: Definition("counter", "", "Ids of events forgotten before their time, since too many came"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
 }
 

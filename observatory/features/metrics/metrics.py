@@ -7,6 +7,7 @@ from decimal import Decimal
 from ... import names
 from ...errors import StoreUnavailable
 from ...keys import Key
+from ...logs import INTERNAL
 from ...names import Definition, Metric
 from ...store.outbox import Outbox, Verdict
 from ...store.script import lua
@@ -52,6 +53,7 @@ class Metrics:
         self._recorder = Recorder(max_series)
         self._outbox: Outbox[Batch] = Outbox(self._send)
         self._lost_reported = 0
+        self._complained: set[str] = set()
         self._frozen_at = 0
         self._commit: asyncio.Future[None] | None = None
         self._next_commit: asyncio.Future[None] | None = None
@@ -142,7 +144,7 @@ class Metrics:
     async def _send(self, writer: str, number: int, batch: Batch) -> Verdict:
         store = self._store()
         keys, partition = store.keys, self._partition()
-        what, watermark, _ = await _flush(
+        what, watermark, refused = await _flush(
             store.bulk(),
             watermark=keys.metric_writer(partition, writer),
             names=keys.metric_names(partition),
@@ -157,7 +159,22 @@ class Metrics:
             gauge_count=-1 if batch.gauges is None else len(batch.gauges),
             deltas=batch.deltas(),
         )
+        if refused:
+            self.count_refused(refused, "metrics")
         return Verdict(what, watermark)
+
+    def count_refused(self, additions: int, feature: str) -> None:
+        """Tell of additions that the store did not take, in a metric and once in the log."""
+        self.increment_counter(names.ADDITIONS_REFUSED, additions, {"feature": feature})
+        if feature not in self._complained:
+            self._complained.add(feature)
+            INTERNAL.error(
+                "%s: the store refused %d additions (a sum beyond 2^63, a key of another type, or one name for a counter and a "
+                "histogram); from now on only %s tells of them",
+                feature,
+                additions,
+                names.ADDITIONS_REFUSED,
+            )
 
     def forget(self) -> None:
         """A forked child is a writer of its own."""

@@ -99,8 +99,11 @@ class Recorder:
             if not isinstance(text, str) or len(text) > 500:
                 raise InvalidArgument(f"metric {metric}: {what} must be a text of at most 500 characters, got {text!r:.80}")
         with self._lock:
-            if metric not in self._tables:
-                self._tables[metric] = _Table(metric, OURS.get(metric, definition))
+            known = self._tables.setdefault(str(metric), _Table(str(metric), OURS.get(metric, definition))).definition.kind
+        if known != definition.kind:
+            raise InvalidArgument(
+                f"metric {metric} is a {known} here, and cannot be a {definition.kind} too", remedy="Give it another name"
+            )
 
     def _table(self, metric: str, kind: Kind) -> _Table:
         with self._lock:
