@@ -44,10 +44,11 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """Services and workers on one store."""
+    """Services and workers on one store. instance: the starter's name, if it was given one; each child's begins with it."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], instance: str | None = None) -> None:
         self._environment = {**os.environ, **environment}
+        self._instance = instance
         self._read_end, self._write_end = os.pipe()
         os.set_inheritable(self._read_end, True)
         self.services: list[Service] = []
@@ -76,10 +77,11 @@ class Fleet:
 
     async def _launch(self, child: Child) -> None:
         child.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "observatory", *child.arguments, "--lifeline", str(self._read_end)),
+            # -P: what lies in the directory where somebody starts us is no part of us.
+            *(sys.executable, "-P", "-m", "observatory", *child.arguments, "--lifeline", str(self._read_end)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            env=self._environment,
+            env=self._environment_of(child),
             pass_fds=(self._read_end, *child.descriptors),
             # Ctrl-C on a terminal goes to the whole group; we pass it on ourselves, in order.
             start_new_session=True,
@@ -94,6 +96,12 @@ class Fleet:
             said = b""
         if not said:
             raise ConfigurationError(f"{child.name} did not start; see the lines above")
+
+    def _environment_of(self, child: Child) -> dict[str, str]:
+        """Two processes of one name would be one to the fleet."""
+        if self._instance is None:
+            return self._environment
+        return {**self._environment, "OBSERVATORY_INSTANCE": f"{self._instance}-{child.name.replace(' ', '-')}"}
 
     async def _watch(self, child: Child) -> None:
         """Start it again when it dies; its listening socket is ours, so callers only wait."""

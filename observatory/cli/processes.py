@@ -87,7 +87,7 @@ async def running(
             environment["OBSERVATORY_LOG_LEVEL"] = log_level
         if "serve.drain_for" not in obs.settings.sources:
             environment["OBSERVATORY_SERVE_DRAIN_FOR"] = "0"
-        fleet = Fleet(environment)
+        fleet = Fleet(environment, obs.settings.instance)
         try:
             await fleet.start(services, workers, host, port)
             yield Running(obs, fleet)
@@ -138,7 +138,7 @@ async def work_many(context: Context, number: int) -> None:
 
 
 async def _many(context: Context, commands: list[list[str]], descriptors: tuple[int, ...], ready: str) -> None:
-    fleet = Fleet(context.environment())
+    fleet = Fleet(context.environment(), context.settings().instance)
     with stop_signal() as stop:
         try:
             await fleet.launch([Child(f"{command[0]} {n}", command, descriptors) for n, command in enumerate(commands, 1)])

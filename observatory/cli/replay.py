@@ -102,7 +102,7 @@ class _Process:
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "observatory.cli.replay_process"),
+            *(sys.executable, "-P", "-m", "observatory.cli.replay_process"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C is for the starter, which ends its processes itself.

@@ -47,7 +47,7 @@ async def test_additions_that_are_refused_to_a_worker_are_counted(opening: Open)
 async def test_one_name_is_one_kind(opening: Open) -> None:
     """A second kind is an error where it is declared, counted where it is recorded, and refused by the store to others."""
     first, second = await opening(), await opening()
-    second._lifetime.partition = first._lifetime.partition  # type: ignore[method-assign]
+    second.metrics._partition = first.metrics._partition
     first.metrics.counter(COUNTER).add(3)
     with pytest.raises(InvalidArgument, match="is a counter here, and cannot be a histogram too"):
         first.metrics.histogram(COUNTER)
