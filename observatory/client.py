@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from functools import cached_property, wraps
+from functools import wraps
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
@@ -12,7 +12,7 @@ from opentelemetry.trace import Span
 
 from . import dimensions
 from .clock import ServerClock
-from .errors import ObservatoryError, StoreUnavailable
+from .errors import NotOpen, ObservatoryError, StoreUnavailable
 from .features.cache import Cache, CacheSpace
 from .features.events import Events
 from .features.leases import Leases
@@ -23,6 +23,7 @@ from .features.retry import Retry
 from .lifetime import Lifetime
 from .llm import Calls, Usage
 from .logs import Logger
+from .rooms import room
 from .settings import Settings
 from .store.check import Finding, describe, findings
 from .store.store import Store
@@ -68,7 +69,7 @@ class Observatory:
         self._lifetime = Lifetime(role, flush=self._last_flush, flush_regularly=self._flush_regularly, forget=self._forget)
 
     # the rooms, made when first used
-    @cached_property
+    @room
     def settings(self) -> Settings:
         """As read when first needed, and anew at each opening."""
         return self._load()
@@ -77,12 +78,12 @@ class Observatory:
         given: dict[str, Any] = {name: value for name, value in self._given.items() if value is not None}
         return Settings.load(None, **given) if self._fixed is None else self._fixed.replace(**given)
 
-    @cached_property
+    @room
     def metrics(self) -> Metrics:
         lifetime = self._lifetime
         return Metrics(lifetime.store, max_series=self.settings.metrics.max_series, partition=lifetime.partition)
 
-    @cached_property
+    @room
     def events(self) -> Events:
         lifetime, settings = self._lifetime, self.settings.events
         return Events(
@@ -94,32 +95,32 @@ class Observatory:
             max_buffered=settings.max_buffered,
         )
 
-    @cached_property
+    @room
     def rate_limiter(self) -> RateLimiter:
         return RateLimiter(self._lifetime.store, self._clock, self.metrics, self.settings.limits)
 
-    @cached_property
+    @room
     def retry(self) -> Retry:
         return Retry.of(self.metrics, self.settings.retry)
 
-    @cached_property
+    @room
     def leases(self) -> Leases:
         return Leases(self._lifetime.store, lambda: self._lifetime.identity)
 
-    @cached_property
+    @room
     def logger(self) -> Logger:
         log = self.settings.log
         return Logger(self.service_name, self.instance, level=log.level, format=log.format)
 
-    @cached_property
+    @room
     def tracing(self) -> Tracing:
         return Tracing(self.service_name, self.instance, self.settings.tracing.sample_ratio)
 
-    @cached_property
+    @room
     def _calls(self) -> Calls:
         return Calls(self.metrics, self.events, self.settings.metrics.dimensions)
 
-    @cached_property
+    @room
     def _caches(self) -> CacheSpace:
         cache = self.settings.cache
         store = self._lifetime.cache_store
@@ -140,7 +141,11 @@ class Observatory:
 
     @property
     def store(self) -> Store:
-        """The store, for the doors. NotOpen outside of `async with`, and on another loop."""
+        """The store, for the doors. NotOpen outside of `async with`, on another loop, and on a thread that has none."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise NotOpen("no event loop runs on this thread", remedy="Ask from the loop on which it was opened") from None
         return self._lifetime.store()
 
     # opening and closing
@@ -189,9 +194,9 @@ class Observatory:
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for room in ("metrics", "events", "tracing"):
-            if room in self.__dict__:
-                self.__dict__[room].forget()
+        for name in ("metrics", "events", "tracing"):
+            if name in self.__dict__:
+                self.__dict__[name].forget()
         if "logger" in self.__dict__:
             self.logger.rename(self.instance)
 
