@@ -31,7 +31,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         for field in self.__struct_fields__:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= units.MAX_EXACT:
-                raise InvalidArgument(f"{field} must be a whole number >= 0, got {value!r:.40}")
+                raise InvalidArgument(f"{field} must be a whole number from 0 to 2^52, got {units.shown(value, 40)}")
 
     @property
     def total_tokens(self) -> int:
@@ -56,13 +56,13 @@ class CallData(msgspec.Struct, frozen=True, omit_defaults=True):
         for field in ("provider", "model", "operation"):
             value = getattr(self, field)
             if not isinstance(value, str) or not value or len(value) > 256:
-                raise InvalidArgument(f"{field} must be a text of 1 to 256 characters, got {value!r:.80}")
+                raise InvalidArgument(f"{field} must be a text of 1 to 256 characters, got {units.shown(value, 80)}")
         if self.error is not None and not isinstance(self.error, str):
             raise InvalidArgument(
-                f"error must be a text, got {self.error!r:.80}", remedy="Write the error's code, or str(error)"
+                f"error must be a text, got {units.shown(self.error, 80)}", remedy="Write the error's code, or str(error)"
             )
         if self.status not in STATUSES:
-            raise InvalidArgument(f"status must be one of {', '.join(STATUSES)}, got {self.status!r:.40}")
+            raise InvalidArgument(f"status must be one of {', '.join(STATUSES)}, got {units.shown(self.status, 40)}")
         for field in ("latency", "time_to_first_token"):
             if getattr(self, field) is not None:
                 units.seconds(getattr(self, field), field)
@@ -142,7 +142,7 @@ class Calls:
         """See Observatory.record_request."""
         usage = Usage(input_tokens=tokens) if isinstance(tokens, int) else tokens
         if usage is not None and not isinstance(usage, Usage):
-            raise InvalidArgument(f"tokens must be a whole number or a Usage, got {tokens!r:.80}")
+            raise InvalidArgument(f"tokens must be a whole number or a Usage, got {units.shown(tokens, 80)}")
         if cost_usd is not None:
             cost_usd = Decimal(units.units(cost_usd, "usd", "cost_usd")).scaleb(-9)
         call = CallData(

@@ -68,9 +68,11 @@ class Result(msgspec.Struct, frozen=True):
 def matchers(where: Mapping[str, str | Sequence[str]] | str) -> Matcher:
     """A mapping (a value, or several of which one must fit) or PromQL matchers: 'model=~"gpt-.*",tenant!="acme"'."""
     if not isinstance(where, str):
-        wanted = {
-            names.label_name(name): {values} if isinstance(values, str) else set(values) for name, values in where.items()
-        }
+        if not isinstance(where, Mapping):
+            raise InvalidArgument(
+                f"where must be a mapping or a text, got {units.shown(where)}", remedy='Write {"model": "gpt-4o"}'
+            )
+        wanted = {names.label_name(name): _texts(values, f"where: {name}") for name, values in where.items()}
         return lambda labels: all(labels.get(name, "") in values for name, values in wanted.items())
     tests: list[tuple[str, Callable[[str], bool]]] = []
     text, at = where.strip().removeprefix("{").removesuffix("}").strip(), 0
@@ -82,6 +84,25 @@ def matchers(where: Mapping[str, str | Sequence[str]] | str) -> Matcher:
         tests.append((name, _fits(operator, value)))
         at = found.end()
     return lambda labels: all(fits(labels.get(name, "")) for name, fits in tests)
+
+
+def _texts(values: str | Sequence[str], what: str) -> frozenset[str]:
+    """One text, or several. InvalidArgument names what is neither."""
+    if isinstance(values, str):
+        return frozenset((values,))
+    several = tuple(values) if isinstance(values, Iterable) else (values,)
+    if not all(isinstance(value, str) for value in several):
+        raise InvalidArgument(f"{what} must be a text or several, got {units.shown(values)}")
+    return frozenset(several)
+
+
+def _labels(by: str | Sequence[str]) -> tuple[str, ...]:
+    """The labels to group by, in order: several names, or a text with commas between them."""
+    if isinstance(by, str):
+        by = [name.strip() for name in by.split(",") if name.strip()]
+    elif not isinstance(by, Iterable):
+        raise InvalidArgument(f"by must be a label or several, got {units.shown(by)}", remedy='Write by="model,provider"')
+    return tuple(dict.fromkeys(names.label_name(name) for name in by))
 
 
 def _fits(operator: str, value: str) -> Callable[[str], bool]:
@@ -193,10 +214,12 @@ async def ask(
 ) -> Result:
     """See Metrics.query."""
     metric = str(names.metric_name(metric))
-    by = tuple(names.label_name(name) for name in ((by,) if isinstance(by, str) else by))
+    by = _labels(by)
+    if not isinstance(stat, str):
+        raise InvalidArgument(f"stat must be a text, got {units.shown(stat)}", remedy='Write "total", or "p95" of a histogram')
     fits = matchers(where)
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
-        raise InvalidArgument(f"top must be a whole number above 0, got {top!r:.40}")
+        raise InvalidArgument(f"top must be a whole number above 0, got {units.shown(top, 40)}")
     span = _Span.of(since, until, step, store.server_us() or 0)
 
     gauges = await read.gauges(store)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import names, units
 from ...clock import monotonic
-from ...errors import InvalidArgument, ObservatoryError
+from ...errors import InvalidArgument
 from ...keys import WINDOW_US
 from ...logs import INTERNAL
 from ...names import OURS, Definition, Kind
@@ -89,7 +89,7 @@ class Recorder:
             if table is None or table.definition.kind != kind:
                 table = self._table(metric, kind)
             self._record(table, value, labels or _NOTHING)
-        except (ObservatoryError, ValueError, TypeError, OverflowError, ArithmeticError) as error:
+        except Exception as error:  # whatever it was given: nobody's request fails for a metric
             self._refuse(metric, error)
 
     def describe(self, metric: str, definition: Definition) -> None:
@@ -129,7 +129,7 @@ class Recorder:
         else:
             nano = value * units.NANO if type(value) is int else units.nano(value)
             if not 0 <= nano <= _LARGEST:
-                raise ValueError(f"{value!r:.40} is negative or too large")
+                raise ValueError(f"{units.shown(value, 40)} is negative or too large")
         spelled = tuple(labels.items())
         with self._lock:
             if monotonic() >= self._until:
@@ -177,13 +177,13 @@ class Recorder:
             found.nano += units.NANO * times
 
     def _refuse(self, metric: str, error: Exception) -> None:
-        shown = metric if metric in self._tables else "unknown"
+        shown = metric if isinstance(metric, str) and metric in self._tables else "unknown"
         with self._lock:
             self._count(names.VALUES_REFUSED, {"metric": shown})
             first = shown not in self._complained and len(self._complained) < MAX_METRICS
             self._complained.add(shown)
         if first:
-            INTERNAL.warning("metric %.80s: a value was refused and counted (%s)", metric, error)
+            INTERNAL.warning("metric %s: a value was refused and counted (%s)", units.shown(metric), error)
 
     def _begin(self, now: float) -> None:
         """A window begins, in the middle of one of the server's or at its start."""
@@ -240,7 +240,7 @@ class Recorder:
                 if not math.isfinite(moved):
                     raise ValueError(f"{by!r} more is not a finite number")
                 found.value = moved
-        except (ObservatoryError, ValueError, TypeError) as error:
+        except Exception as error:
             self._refuse(metric, error)
 
     def forget(self) -> None:
