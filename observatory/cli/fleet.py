@@ -21,6 +21,11 @@ STOP_TIMEOUT = 40.0
 _RESTART_AFTER = (0.1, 0.5, 2.0, 5.0)
 
 
+def url(host: str, port: int) -> str:
+    """Of a service; an address with colons stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Child:
     """One process, and how to start it again."""
 
@@ -62,7 +67,7 @@ class Fleet:
 
         for number in range(services):
             listener = listen(host, port + number if port else 0)
-            self.services.append(Service(f"http://{host}:{listener.getsockname()[1]}", listener))
+            self.services.append(Service(url(host, listener.getsockname()[1]), listener))
             fd = listener.fileno()
             os.set_inheritable(fd, True)
             self.children.append(Child(f"service {number + 1}", ["serve", "--fd", str(fd)], (fd,)))

@@ -12,7 +12,7 @@ from ..features.rate_limiter.limit import Shape
 from ..store.check import Finding, describe, findings
 from ..version import __version__
 from . import ask, processes
-from .context import OUT, Context, done, show_json, show_table
+from .context import OUT, AsJson, Context, done, show_json, show_table
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(ask.rate_limiter, name="rate-limiter")
@@ -20,7 +20,6 @@ app.add_typer(ask.metrics, name="metrics")
 app.add_typer(ask.events, name="events")
 app.add_typer(ask.config, name="config")
 
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 Lifeline = Annotated[int | None, typer.Option(hidden=True)]
 
 
@@ -75,7 +74,7 @@ def demo(
     from .demo import demo as run
     from .replay import show
 
-    quiet = as_json or context.obj.json
+    quiet = context.obj.json
     report = done(run(context.obj, seconds, quiet=quiet))
     if quiet:
         show_json(report)
@@ -136,7 +135,7 @@ def replay(
     from . import replay as room
     from .trace import read
 
-    quiet = as_json or context.obj.json
+    quiet = context.obj.json
     urls = service or []
 
     async def run() -> room.Report:
@@ -161,7 +160,7 @@ def replay(
 
             async with ServiceClient(urls) as client:
                 return await room.replay(wanted, room.ServiceEye(client), skipped=trace.skipped, quiet=quiet)
-        async with context.obj.observatory("cli", log_level="error") as obs:
+        async with context.obj.observatory("cli", log_level="critical") as obs:
             await obs.ready()
             return await room.replay(wanted, room.StoreEye(obs), skipped=trace.skipped, quiet=quiet)
 
@@ -174,7 +173,11 @@ def replay(
 
 
 @app.command()
-def doctor(context: typer.Context, strict: Annotated[bool, typer.Option(help="warnings fail too")] = False) -> None:
+def doctor(
+    context: typer.Context,
+    strict: Annotated[bool, typer.Option(help="warnings fail too")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Is the store fit to coordinate a fleet?"""
     asked = context.obj
 
@@ -200,7 +203,7 @@ def doctor(context: typer.Context, strict: Annotated[bool, typer.Option(help="wa
 
 
 @app.command()
-def instances(context: typer.Context) -> None:
+def instances(context: typer.Context, as_json: AsJson = False) -> None:
     """Who is here: every live process of the namespace."""
     asked = context.obj
     found = asked.ask(lambda obs: obs.instances())

@@ -164,12 +164,12 @@ async def test_gauges_leave_with_their_process(opening: Open, server: Server, na
     async with leaving:
         leaving.metrics.set_gauge("test_open", 5)
         await leaving.flush()
-        assert (await eye.metrics.query("test_open", "last")).value == 5
+        assert (await eye.metrics.query("test_open", "sum")).value == 5
     assert "test_open" not in await eye.metrics.exposition()
     async with leaving:
         leaving.metrics.increment_counter(COUNTER)
         await leaving.flush()
-        assert (await eye.metrics.query("test_open", "last")).value == 5
+        assert (await eye.metrics.query("test_open", "sum")).value == 5
 
 
 async def test_flush_says_so_when_the_store_was_never_reached() -> None:
@@ -351,7 +351,7 @@ async def test_gauges_are_of_the_live(opening: Open) -> None:
     gauge.add(-2.5)
     await first.flush()
     await second.flush()
-    for stat, expected in (("last", 10.5), ("max", 7.5), ("min", 3), ("avg", 5.25)):
+    for stat, expected in (("sum", 10.5), ("total", 10.5), ("max", 7.5), ("min", 3), ("avg", 5.25)):
         assert (await first.metrics.query("test_depth", stat)).value == expected
 
 

@@ -21,7 +21,7 @@ from .wire import KEEP_WINDOWS_MS
 
 STATS = {
     "counter": ("total", "rate"),
-    "gauge": ("last", "sum", "avg", "min", "max"),
+    "gauge": ("sum", "avg", "min", "max"),
     "histogram": ("count", "sum", "avg", "rate", "p50", "p95", "p99", "p99.9"),
 }
 MAX_POINTS = 11_000
@@ -278,7 +278,6 @@ def _of_windows(
 
 def _of_gauges(found: dict[str, list[float]], stat: str, metric: str, by: Sequence[str], fits: Matcher) -> Iterable[Series]:
     over: dict[str, Callable[[list[float]], float]] = {
-        "last": sum,
         "total": sum,
         "sum": sum,
         "avg": lambda values: sum(values) / len(values),
