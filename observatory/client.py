@@ -3,16 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from functools import cached_property, wraps
+from functools import wraps
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
-import msgspec
 from opentelemetry.trace import Span
 
 from . import dimensions
 from .clock import ServerClock
-from .errors import ObservatoryError, StoreUnavailable
+from .errors import NotOpen, ObservatoryError, StoreUnavailable
 from .features.cache import Cache, CacheSpace
 from .features.events import Events
 from .features.leases import Leases
@@ -23,25 +22,15 @@ from .features.retry import Retry
 from .lifetime import Lifetime
 from .llm import Calls, Usage
 from .logs import Logger
+from .rooms import room
 from .settings import Settings
-from .store.check import Finding, describe, findings
+from .store.check import Health, describe, findings
 from .store.store import Store
 from .tracing import Tracing
 from .types import Amount, Clock, Dimensions
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Health(msgspec.Struct, frozen=True):
-    """How this process is. Truthy unless down."""
-
-    status: Literal["ok", "degraded", "down"]
-    instances: int
-    checks: tuple[Finding, ...]
-
-    def __bool__(self) -> bool:
-        return self.status != "down"
 
 
 class Observatory:
@@ -68,7 +57,7 @@ class Observatory:
         self._lifetime = Lifetime(role, flush=self._last_flush, flush_regularly=self._flush_regularly, forget=self._forget)
 
     # the rooms, made when first used
-    @cached_property
+    @room
     def settings(self) -> Settings:
         """As read when first needed, and anew at each opening."""
         return self._load()
@@ -77,54 +66,55 @@ class Observatory:
         given: dict[str, Any] = {name: value for name, value in self._given.items() if value is not None}
         return Settings.load(None, **given) if self._fixed is None else self._fixed.replace(**given)
 
-    @cached_property
+    @room
     def metrics(self) -> Metrics:
         lifetime = self._lifetime
         return Metrics(lifetime.store, max_series=self.settings.metrics.max_series, partition=lifetime.partition)
 
-    @cached_property
+    @room
     def events(self) -> Events:
         lifetime, settings = self._lifetime, self.settings.events
         return Events(
             lifetime.store,
+            self.metrics,
             now_us=lifetime.now_us,
             partition=lifetime.partition,
             max_entries=settings.max_entries,
             max_buffered=settings.max_buffered,
         )
 
-    @cached_property
+    @room
     def rate_limiter(self) -> RateLimiter:
         lifetime, settings = self._lifetime, self.settings
         return RateLimiter(
             *(lifetime.store, self._clock, self.metrics, settings.limits),
             replicas=settings.redis.replicas,
             owner=lambda: lifetime.identity,
-            instances=lambda: 0 if lifetime.presence is None else lifetime.presence.most_live,
+            instances=lifetime.most_live,
         )
 
-    @cached_property
+    @room
     def retry(self) -> Retry:
         return Retry.of(self.metrics, self.settings.retry)
 
-    @cached_property
+    @room
     def leases(self) -> Leases:
         return Leases(self._lifetime.store, lambda: self._lifetime.identity)
 
-    @cached_property
+    @room
     def logger(self) -> Logger:
         log = self.settings.log
         return Logger(self.service_name, self.instance, level=log.level, format=log.format)
 
-    @cached_property
+    @room
     def tracing(self) -> Tracing:
         return Tracing(self.service_name, self.instance, self.settings.tracing.sample_ratio)
 
-    @cached_property
+    @room
     def _calls(self) -> Calls:
         return Calls(self.metrics, self.events, self.settings.metrics.dimensions)
 
-    @cached_property
+    @room
     def _caches(self) -> CacheSpace:
         cache = self.settings.cache
         store = self._lifetime.cache_store
@@ -145,7 +135,11 @@ class Observatory:
 
     @property
     def store(self) -> Store:
-        """The store, for the doors. NotOpen outside of `async with`, and on another loop."""
+        """The store, for the doors. NotOpen outside of `async with`, on another loop, and on a thread that has none."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise NotOpen("no event loop runs on this thread", remedy="Ask from the loop on which it was opened") from None
         return self._lifetime.store()
 
     # opening and closing
@@ -195,9 +189,9 @@ class Observatory:
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for room in ("metrics", "events", "tracing", "rate_limiter"):
-            if room in self.__dict__:
-                self.__dict__[room].forget()
+        for name in ("metrics", "events", "tracing", "rate_limiter"):
+            if name in self.__dict__:
+                self.__dict__[name].forget()
         if "logger" in self.__dict__:
             self.logger.rename(self.instance)
 

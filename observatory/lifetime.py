@@ -98,6 +98,10 @@ class Lifetime:
         number = 0 if self.presence is None else self.presence.number
         return number % self.store().keys.partitions
 
+    def most_live(self) -> int:
+        """The most instances seen in the last minute; 0 before the first beat."""
+        return 0 if self.presence is None else self.presence.most_live
+
     def now_us(self) -> int:
         """The server's time as far as it is known, else ours."""
         now_us = self._store.server_us() if self._store is not None else None

@@ -26,19 +26,29 @@ _SIZE = re.compile(r"(\d{1,18})(B|KiB|MiB|GiB|kB|MB|GB)?")
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
+def shown(value: object, length: int = 80) -> str:
+    """A value in an error, cut to a length. Whole numbers of thousands of digits are never spelled: Python refuses to."""
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return f"a whole number of {value.bit_length():,} bits"
+    try:
+        return (str(value) if isinstance(value, Decimal | Fraction) else repr(value))[:length]
+    except Exception:  # of a stranger's __repr__, or a huge number inside of something
+        return f"a {type(value).__name__}"
+
+
 def _exact(value: object, what: str) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | Fraction):
-        raise InvalidArgument(f"{what} must be a number, got {value!r:.80}")
+        raise InvalidArgument(f"{what} must be a number, got {shown(value, 80)}")
     if isinstance(value, Decimal) and value.is_finite() and not -400 < value.adjusted() < 40:
         if value:
             # Nine characters may spell ten million digits.
-            raise InvalidArgument(f"{what} must be below 1e40, got {value!s:.60}")
+            raise InvalidArgument(f"{what} must be below 1e40, got {shown(value, 60)}")
         value = 0
     try:
         # A float means its shortest decimal form: 0.1 is one tenth, not the double next to it.
         return Fraction(str(value)) if isinstance(value, float) else Fraction(value)
     except (ValueError, OverflowError, InvalidOperation):
-        raise InvalidArgument(f"{what} must be a finite number, got {value!r:.80}") from None
+        raise InvalidArgument(f"{what} must be a finite number, got {shown(value, 80)}") from None
 
 
 def microseconds(value: object, what: str = "duration") -> int:
@@ -48,11 +58,13 @@ def microseconds(value: object, what: str = "duration") -> int:
     if isinstance(value, str):
         found = _DURATION.fullmatch(value.strip())
         if found is None:
-            raise InvalidArgument(f"{what}: {value!r:.80} is not a duration", remedy='Write seconds or "500ms", "5m", "1h"')
+            raise InvalidArgument(
+                f"{what}: {shown(value, 80)} is not a duration", remedy='Write seconds or "500ms", "5m", "1h"'
+            )
         value = Fraction(found[1]) * _SECONDS[found[2] or "s"]
     whole = round(_exact(value, what) * 10**6)
     if not 0 <= whole <= MAX_EXACT:
-        raise InvalidArgument(f"{what} must be between 0 and 142 years, got {value!s:.80}")
+        raise InvalidArgument(f"{what} must be between 0 and 142 years, got {shown(value, 80)}")
     return whole
 
 
@@ -66,7 +78,7 @@ def size(value: object, what: str = "size") -> int:
     if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
         return int(found[1]) * _BYTES[found[2] or "B"]
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidArgument(f"{what}: {value!r:.80} is not a size", remedy='Write bytes or "64MiB"')
+        raise InvalidArgument(f"{what}: {shown(value, 80)} is not a size", remedy='Write bytes or "64MiB"')
     return value
 
 
@@ -77,13 +89,15 @@ def units(value: object, unit: str, what: str = "amount") -> int:
         exact *= NANO
         whole = round(exact)
     elif exact.denominator != 1:
-        raise InvalidArgument(f"{what} must be a whole number of {unit}, got {value!s:.80}")
+        raise InvalidArgument(f"{what} must be a whole number of {unit}, got {shown(value, 80)}")
     else:
         whole = exact.numerator
     if whole < 0:
-        raise InvalidArgument(f"{what} must not be negative, got {value!s:.80}")
+        raise InvalidArgument(f"{what} must not be negative, got {shown(value, 80)}")
     if whole > MAX_EXACT:
-        raise InvalidArgument(f"{what} must be at most 2^52 {'nano-dollars' if unit == 'usd' else unit}, got {value!s:.80}")
+        raise InvalidArgument(
+            f"{what} must be at most 2^52 {'nano-dollars' if unit == 'usd' else unit}, got {shown(value, 80)}"
+        )
     return whole
 
 
@@ -96,7 +110,7 @@ def parsed(value: object, what: str) -> object:
             return Decimal(value)
     except InvalidOperation:
         pass
-    raise InvalidArgument(f"{what}: {value!r:.60} is not a number")
+    raise InvalidArgument(f"{what}: {shown(value, 60)} is not a number")
 
 
 def amount(whole: int, unit: str) -> int | Decimal:
@@ -144,7 +158,7 @@ def moment_us(value: datetime | str, now_us: int, what: str = "moment") -> int:
         if value.tzinfo is None and len(text) == 10:
             value = value.replace(tzinfo=UTC)
     if not isinstance(value, datetime) or value.tzinfo is None:
-        raise InvalidArgument(f"{what} must be an aware datetime or a string, got {value!r:.80}")
+        raise InvalidArgument(f"{what} must be an aware datetime or a string, got {shown(value, 80)}")
     us = (value - _EPOCH) // timedelta(microseconds=1)
     return _in_range(us, what)
 
@@ -159,5 +173,5 @@ def timeout(value: float | None, what: str = "timeout") -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
-        raise InvalidArgument(f"{what} must be seconds >= 0 or None, got {value!r:.80}")
+        raise InvalidArgument(f"{what} must be seconds >= 0 or None, got {shown(value, 80)}")
     return float(value)

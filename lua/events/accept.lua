@@ -13,14 +13,16 @@ KEYS
 ARGV
   max_entries    int     stream entries kept; beyond, the oldest are dropped and counted
   keep_ms        int ms  how long a generation is remembered after its first id
+  max_seen       int     ids remembered over this generation and the one before; beyond, older ones are forgotten
   events...      string  pairs (id, payload), at most 100
 
-RETURNS {accepted, duplicates, dropped}
+RETURNS {accepted, duplicates, dropped, forgotten}
   accepted       int     events that are new
   duplicates     int     events that were here already
   dropped        int     events that had to make room
+  forgotten      int     ids that had to
 
-COMPLEXITY  O(events + dropped)
+COMPLEXITY  O(events + dropped + forgotten)
 ATOMICITY   one slot
 EXPIRY      a generation of ids keep_ms after its first; the stream is bounded by max_entries
 RETRY       safe
@@ -32,9 +34,10 @@ local seen_before = KEYS[4]
 local seen_next = KEYS[5]
 local max_entries = tonumber(ARGV[1])
 local keep_ms = tonumber(ARGV[2])
+local max_seen = tonumber(ARGV[3])
 
 local entry, duplicates = {}, 0
-for at = 3, #ARGV, 2 do
+for at = 4, #ARGV, 2 do
   local id = ARGV[at]
   local known = redis.call('SISMEMBER', seen_before, id) + redis.call('SISMEMBER', seen_next, id)
   if known == 0 and redis.call('SADD', seen_now, id) == 1 then
@@ -45,7 +48,22 @@ for at = 3, #ARGV, 2 do
   end
 end
 if #entry == 0 then
-  return {0, duplicates, 0}
+  return {0, duplicates, 0, 0}
+end
+
+local forgotten = 0
+local before = redis.call('SCARD', seen_before)
+local surplus = before + redis.call('SCARD', seen_now) - max_seen
+if surplus > 0 then
+  -- The older generation first; its ids have been remembered for longest.
+  local from_before = math.min(surplus, before, 1000)
+  local from_now = math.min(surplus - from_before, 1000 - from_before)
+  if from_before > 0 then
+    forgotten = #redis.call('SPOP', seen_before, from_before)
+  end
+  if from_now > 0 then
+    forgotten = forgotten + #redis.call('SPOP', seen_now, from_now)
+  end
 end
 
 redis.call('PEXPIRE', seen_now, keep_ms, 'NX')
@@ -61,4 +79,4 @@ if excess > 0 then
   end
   redis.call('HINCRBY', ledger, 'dropped', dropped)
 end
-return {#entry / 2, duplicates, dropped}
+return {#entry / 2, duplicates, dropped, forgotten}

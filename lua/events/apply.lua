@@ -26,7 +26,7 @@ ARGV
 RETURNS {done, offset, refused}
   done           0 | 1   0: somebody else was here, nothing was changed
   offset         string  where the partition stands now
-  refused        int     additions that the store refused, each by itself
+  refused        int     additions that the store refused (overflow, foreign key, another kind), each by itself
 
 COMPLEXITY  O(pairs + buried + trimmed); the run is read again when part of it had to make room meanwhile
 ATOMICITY   one slot
@@ -71,13 +71,18 @@ end
 local refused = 0
 for target = 6, #KEYS, 2 do
   local total, window = KEYS[target], KEYS[target + 1]
-  redis.call('HSETNX', names, ARGV[at], ARGV[at + 1])
-  local pairs_left = tonumber(ARGV[at + 2])
+  local metric, definition, pairs_left = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local of_one_kind = true
+  if redis.call('HSETNX', names, metric, definition) == 0 then
+    -- The fields of two kinds in one hash would be neither's.
+    local known = string.match(redis.call('HGET', names, metric), '"kind":"(%a+)"')
+    of_one_kind = not known or known == string.match(definition, '"kind":"(%a+)"')
+  end
   at = at + 3
   for _ = 1, pairs_left do
     for _, key in ipairs({total, window}) do
-      local added = redis.pcall('HINCRBY', key, ARGV[at], ARGV[at + 1])
-      if type(added) == 'table' and added.err then
+      local added = of_one_kind and redis.pcall('HINCRBY', key, ARGV[at], ARGV[at + 1])
+      if not added or type(added) == 'table' and added.err then
         refused = refused + 1
       end
     end

@@ -23,7 +23,7 @@ ARGV
 RETURNS {verdict, watermark, refused}
   verdict        0 | 1 | 2   0 duplicate, 1 added, 2 gap
   watermark      int     the last batch that is added now
-  refused        int     additions that the store refused (overflow, foreign key), each by itself
+  refused        int     additions that the store refused (overflow, foreign key, another kind), each by itself
 
 COMPLEXITY  O(pairs)
 ATOMICITY   one slot; the watermark moves with the data, so both are lost or kept together in a failover
@@ -74,14 +74,19 @@ end
 local refused = 0
 for target = 5, #KEYS, 2 do
   local total, window = KEYS[target], KEYS[target + 1]
-  redis.call('HSETNX', names, ARGV[at], ARGV[at + 1])
-  local pairs_left = tonumber(ARGV[at + 2])
+  local metric, definition, pairs_left = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local of_one_kind = true
+  if redis.call('HSETNX', names, metric, definition) == 0 then
+    -- The fields of two kinds in one hash would be neither's.
+    local known = string.match(redis.call('HGET', names, metric), '"kind":"(%a+)"')
+    of_one_kind = not known or known == string.match(definition, '"kind":"(%a+)"')
+  end
   at = at + 3
   for _ = 1, pairs_left do
     for _, key in ipairs({total, window}) do
       -- One that cannot be added must not take the others with it: a script is not rolled back.
-      local added = redis.pcall('HINCRBY', key, ARGV[at], ARGV[at + 1])
-      if type(added) == 'table' and added.err then
+      local added = of_one_kind and redis.pcall('HINCRBY', key, ARGV[at], ARGV[at + 1])
+      if not added or type(added) == 'table' and added.err then
         refused = refused + 1
       end
     end

@@ -11,7 +11,7 @@ from ..features.metrics import read
 from ..features.rate_limiter import Decision
 from ..units import parsed, seconds
 from . import table
-from .context import OUT, Context, done, fail, show_json, show_table
+from .context import OUT, AsJson, Context, done, fail, show_json, show_table
 
 rate_limiter = typer.Typer(no_args_is_help=True, help="Ask the shared limits.")
 metrics = typer.Typer(no_args_is_help=True, help="Ask what the fleet has recorded.")
@@ -66,6 +66,7 @@ def check(
     identity: Annotated[str | None, typer.Argument()] = None,
     dimension: Dimension = None,
     cost: Annotated[list[str] | None, typer.Option(help="1, or tokens=900")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take now, or be told when. Exit 0 allowed, 1 refused."""
     who = _identity(identity, dimension)
@@ -78,7 +79,11 @@ def check(
 
 @rate_limiter.command()
 def peek(
-    context: typer.Context, limit: str, identity: Annotated[str | None, typer.Argument()] = None, dimension: Dimension = None
+    context: typer.Context,
+    limit: str,
+    identity: Annotated[str | None, typer.Argument()] = None,
+    dimension: Dimension = None,
+    as_json: AsJson = False,
 ) -> None:
     """Look without taking."""
     who = _identity(identity, dimension)
@@ -86,7 +91,7 @@ def peek(
 
 
 @rate_limiter.command("list")
-def list_limits(context: typer.Context) -> None:
+def list_limits(context: typer.Context, as_json: AsJson = False) -> None:
     """The limits as the settings here have them."""
     found = context.obj.observatory("cli").rate_limiter.limits()
     if context.obj.json:
@@ -100,20 +105,20 @@ def list_limits(context: typer.Context) -> None:
 def query(
     context: typer.Context,
     metric: str,
-    stat: Annotated[str, typer.Option(help="total rate count sum avg p50 … p99.9 last min max")] = "total",
+    stat: Annotated[str, typer.Option(help="total rate count sum avg p50 … p99.9 min max")] = "total",
     by: Annotated[str, typer.Option(help="labels, separated by commas")] = "",
     where: Annotated[str, typer.Option(help="PromQL matchers")] = "",
     since: str = "1h",
     until: str = "now",
     step: Annotated[str | None, typer.Option(help="60, 1m")] = None,
     top: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """What the fleet has recorded."""
 
     async def question(obs: Observatory) -> Any:
         every = None if step is None else seconds(step, "step")
-        labels = tuple(filter(None, by.split(",")))
-        return await obs.metrics.query(metric, stat, by=labels, where=where, since=since, until=until, step=every, top=top)
+        return await obs.metrics.query(metric, stat, by=by, where=where, since=since, until=until, step=every, top=top)
 
     found = context.obj.ask(question)
     if context.obj.json:
@@ -123,9 +128,9 @@ def query(
 
 
 @metrics.command("list")
-def list_metrics(context: typer.Context) -> None:
-    """Every metric that was ever recorded in the namespace."""
-    found = context.obj.ask(lambda obs: read.definitions(obs.store))
+def list_metrics(context: typer.Context, as_json: AsJson = False) -> None:
+    """Every metric that was ever recorded in the namespace, and the gauges of the live processes."""
+    found = context.obj.ask(lambda obs: read.known(obs.store))
     if context.obj.json:
         show_json(found)
     else:
@@ -133,7 +138,7 @@ def list_metrics(context: typer.Context) -> None:
 
 
 @events.command()
-def lag(context: typer.Context) -> None:
+def lag(context: typer.Context, as_json: AsJson = False) -> None:
     """How many events were accepted, applied, buried, dropped, and are waiting."""
     found = context.obj.ask(lambda obs: obs.events.lag())
     if context.obj.json:
@@ -143,7 +148,7 @@ def lag(context: typer.Context) -> None:
 
 
 @config.command()
-def docs(context: typer.Context) -> None:
+def docs(context: typer.Context, as_json: AsJson = False) -> None:
     """The table of all settings."""
     rows = table.settings()
     if context.obj.json:
@@ -154,7 +159,9 @@ def docs(context: typer.Context) -> None:
 
 @config.command("check")
 def check_config(
-    context: typer.Context, file: Annotated[str | None, typer.Argument(help="default: what a process here would read")] = None
+    context: typer.Context,
+    file: Annotated[str | None, typer.Argument(help="default: what a process here would read")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Is it readable, and does it say what it means? Exit 2 when not."""
 
@@ -166,4 +173,7 @@ def check_config(
         return settings
 
     settings = done(look())
-    OUT.print(f"ok: {len(settings.sources)} settings, {len(settings.limits)} limits")
+    if context.obj.json:
+        show_json({"settings": settings.sources, "limits": sorted(settings.limits)})
+    else:
+        OUT.print(f"ok: {len(settings.sources)} settings, {len(settings.limits)} limits")

@@ -7,7 +7,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 import typer
@@ -54,12 +54,23 @@ class Context(msgspec.Struct):
         """Open, ask, close. A store that is away is an error here: nobody waits at a prompt."""
 
         async def run() -> T:
-            async with self.observatory("cli", log_level="error") as obs:
+            # What our own lines would say, the one line of the error says.
+            async with self.observatory("cli", log_level="critical") as obs:
                 if not obs.store.joined:
                     raise StoreUnavailable(f"the store cannot be reached: {obs.store.address.shown}")
                 return await question(obs)
 
         return done(run())
+
+
+def _wanted(context: typer.Context, wanted: bool) -> bool:
+    """Behind a command it means what it means before it."""
+    if wanted and isinstance(context.obj, Context):
+        context.obj.json = True
+    return wanted
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout", callback=_wanted)]
 
 
 def done(work: Coroutine[Any, Any, T]) -> T:

@@ -21,6 +21,11 @@ STOP_TIMEOUT = 40.0
 _RESTART_AFTER = (0.1, 0.5, 2.0, 5.0)
 
 
+def url(host: str, port: int) -> str:
+    """Of a service; an address with colons stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Child:
     """One process, and how to start it again."""
 
@@ -44,10 +49,11 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """Services and workers on one store."""
+    """Services and workers on one store. instance: the starter's name, if it was given one; each child's begins with it."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], instance: str | None = None) -> None:
         self._environment = {**os.environ, **environment}
+        self._instance = instance
         self._read_end, self._write_end = os.pipe()
         os.set_inheritable(self._read_end, True)
         self.services: list[Service] = []
@@ -61,7 +67,7 @@ class Fleet:
 
         for number in range(services):
             listener = listen(host, port + number if port else 0)
-            self.services.append(Service(f"http://{host}:{listener.getsockname()[1]}", listener))
+            self.services.append(Service(url(host, listener.getsockname()[1]), listener))
             fd = listener.fileno()
             os.set_inheritable(fd, True)
             self.children.append(Child(f"service {number + 1}", ["serve", "--fd", str(fd)], (fd,)))
@@ -76,10 +82,11 @@ class Fleet:
 
     async def _launch(self, child: Child) -> None:
         child.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "observatory", *child.arguments, "--lifeline", str(self._read_end)),
+            # -P: what lies in the directory where somebody starts us is no part of us.
+            *(sys.executable, "-P", "-m", "observatory", *child.arguments, "--lifeline", str(self._read_end)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            env=self._environment,
+            env=self._environment_of(child),
             pass_fds=(self._read_end, *child.descriptors),
             # Ctrl-C on a terminal goes to the whole group; we pass it on ourselves, in order.
             start_new_session=True,
@@ -94,6 +101,12 @@ class Fleet:
             said = b""
         if not said:
             raise ConfigurationError(f"{child.name} did not start; see the lines above")
+
+    def _environment_of(self, child: Child) -> dict[str, str]:
+        """Two processes of one name would be one to the fleet."""
+        if self._instance is None:
+            return self._environment
+        return {**self._environment, "OBSERVATORY_INSTANCE": f"{self._instance}-{child.name.replace(' ', '-')}"}
 
     async def _watch(self, child: Child) -> None:
         """Start it again when it dies; its listening socket is ours, so callers only wait."""

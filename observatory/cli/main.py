@@ -11,7 +11,7 @@ from ..errors import InvalidArgument, StoreMisconfigured
 from ..store.check import Finding, describe, findings
 from ..version import __version__
 from . import ask, processes
-from .context import OUT, Context, done, show_json, show_table
+from .context import OUT, AsJson, Context, done, show_json, show_table
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(ask.rate_limiter, name="rate-limiter")
@@ -19,7 +19,6 @@ app.add_typer(ask.metrics, name="metrics")
 app.add_typer(ask.events, name="events")
 app.add_typer(ask.config, name="config")
 
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 Lifeline = Annotated[int | None, typer.Option(hidden=True)]
 
 
@@ -74,7 +73,7 @@ def demo(
     from .demo import demo as run
     from .replay import show
 
-    quiet = as_json or context.obj.json
+    quiet = context.obj.json
     report = done(run(context.obj, seconds, quiet=quiet))
     if quiet:
         show_json(report)
@@ -135,7 +134,7 @@ def replay(
     from . import replay as room
     from .trace import read
 
-    quiet = as_json or context.obj.json
+    quiet = context.obj.json
     urls = service or []
 
     async def run() -> room.Report:
@@ -159,7 +158,7 @@ def replay(
 
             async with ServiceClient(urls) as client:
                 return await room.replay(wanted, room.ServiceEye(client), skipped=trace.skipped, quiet=quiet)
-        async with context.obj.observatory("cli", log_level="error") as obs:
+        async with context.obj.observatory("cli", log_level="critical") as obs:
             await obs.ready()
             return await room.replay(wanted, room.StoreEye(obs), skipped=trace.skipped, quiet=quiet)
 
@@ -172,7 +171,11 @@ def replay(
 
 
 @app.command()
-def doctor(context: typer.Context, strict: Annotated[bool, typer.Option(help="warnings fail too")] = False) -> None:
+def doctor(
+    context: typer.Context,
+    strict: Annotated[bool, typer.Option(help="warnings fail too")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Is the store fit to coordinate a fleet?"""
     asked = context.obj
 
@@ -198,7 +201,7 @@ def doctor(context: typer.Context, strict: Annotated[bool, typer.Option(help="wa
 
 
 @app.command()
-def instances(context: typer.Context) -> None:
+def instances(context: typer.Context, as_json: AsJson = False) -> None:
     """Who is here: every live process of the namespace."""
     asked = context.obj
     found = asked.ask(lambda obs: obs.instances())

@@ -12,7 +12,7 @@ from ..client import Observatory
 from ..lifeline import stop_signal
 from ..store import embedded
 from .context import OUT, Context
-from .fleet import Child, Fleet
+from .fleet import Child, Fleet, url
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -34,7 +34,7 @@ async def serve(
         listener = listen(settings.host, settings.port)
     address = listener.getsockname()
     with listener:
-        await run(obs, listener, lifeline=lifeline, started=lambda: _ready(f"serving on http://{address[0]}:{address[1]}"))
+        await run(obs, listener, lifeline=lifeline, started=lambda: _ready(f"serving on {url(*address[:2])}"))
 
 
 def _refuse_public(host: str, *, anonymous: bool) -> None:
@@ -87,7 +87,7 @@ async def running(
             environment["OBSERVATORY_LOG_LEVEL"] = log_level
         if "serve.drain_for" not in obs.settings.sources:
             environment["OBSERVATORY_SERVE_DRAIN_FOR"] = "0"
-        fleet = Fleet(environment)
+        fleet = Fleet(environment, obs.settings.instance)
         try:
             await fleet.start(services, workers, host, port)
             yield Running(obs, fleet)
@@ -128,7 +128,7 @@ async def serve_many(context: Context, host: str | None, port: int | None, numbe
             context,
             [["serve", "--fd", str(listener.fileno())]] * number,
             (listener.fileno(),),
-            f"serving on http://{address[0]}:{address[1]}",
+            f"serving on {url(*address[:2])}",
         )
 
 
@@ -138,7 +138,7 @@ async def work_many(context: Context, number: int) -> None:
 
 
 async def _many(context: Context, commands: list[list[str]], descriptors: tuple[int, ...], ready: str) -> None:
-    fleet = Fleet(context.environment())
+    fleet = Fleet(context.environment(), context.settings().instance)
     with stop_signal() as stop:
         try:
             await fleet.launch([Child(f"{command[0]} {n}", command, descriptors) for n, command in enumerate(commands, 1)])

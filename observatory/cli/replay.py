@@ -44,6 +44,7 @@ class Report(msgspec.Struct, frozen=True):
     skipped: int
     checks: tuple[Check, ...]
     latency_p50: float | None
+    """Seconds that a decision took, over the calls that were admitted; p99 likewise."""
     latency_p99: float | None
 
     @property
@@ -102,7 +103,7 @@ class _Process:
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "observatory.cli.replay_process"),
+            *(sys.executable, "-P", "-m", "observatory.cli.replay_process"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C is for the starter, which ends its processes itself.
@@ -240,7 +241,8 @@ def show(report: Report) -> None:
         + (f"; {report.skipped:,} malformed lines skipped" if report.skipped else "")
     )
     if report.latency_p50 is not None and report.latency_p99 is not None:
-        OUT.print(f"a decision took {report.latency_p50 * 1e3:.2f} ms (p50), {report.latency_p99 * 1e3:.2f} ms (p99)")
+        took = f"{report.latency_p50 * 1e3:.2f} ms (p50), {report.latency_p99 * 1e3:.2f} ms (p99)"
+        OUT.print(f"a decision took {took}, over the {ledger.admitted:,} calls that were admitted")
     rows = [
         [check.name, f"{check.fleet:,}", check.relation, f"{check.expected:,}", "ok" if check.holds else "BROKEN"]
         for check in report.checks

@@ -5,10 +5,11 @@ out go {"done": n} and at the end {"ledger": {…}}.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol
 
 import msgspec
@@ -189,26 +190,42 @@ def tell(message: dict[str, Any]) -> None:
         os._exit(1)  # the starter is gone, and with it whoever would want to know more
 
 
-async def _go() -> None:
+@contextlib.asynccontextmanager
+async def _starter() -> AsyncIterator[None]:
+    """After the starter has said "go", and no longer than it lives: nobody else would want to know what this found."""
     line = await asyncio.to_thread(sys.stdin.buffer.readline)
-    if not line:
-        sys.exit("the starter is gone")
+    loop, task, descriptor = asyncio.get_running_loop(), asyncio.current_task(), sys.stdin.fileno()
+    if not line or task is None:
+        raise StoreUnavailable("the starter is gone")
+
+    def gone() -> None:
+        # Nothing more is ever written, so readable means that the other end is closed.
+        loop.remove_reader(descriptor)
+        task.cancel()
+
+    loop.add_reader(descriptor, gone)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
 
 
 async def through_library(plan: Plan) -> Ledger:
     settings = Settings.load(plan.config, redis_url=plan.redis_url, namespace=plan.namespace, log_level="warning")
+    if settings.instance is not None:
+        settings = settings.replace(instance=f"{settings.instance}-replay-{os.getpid()}")
     async with Observatory("replay", settings=settings) as obs:
         await obs.ready()
         tell({"ready": True})
-        await _go()
-        return await replay(plan, Library(obs, plan), tell)
+        async with _starter():
+            return await replay(plan, Library(obs, plan), tell)
 
 
 async def through_services(plan: Plan) -> Ledger:
     async with ServiceClient(plan.services) as client:
         tell({"ready": True})
-        await _go()
-        return await replay(plan, Http(client, plan), tell)
+        async with _starter():
+            return await replay(plan, Http(client, plan), tell)
 
 
 def main() -> int:
@@ -219,6 +236,9 @@ def main() -> int:
     except ObservatoryError as error:
         sys.stderr.write(f"replay: {error}\n")
         return 3
+    except asyncio.CancelledError:
+        sys.stderr.write("replay: the starter is gone\n")
+        return 1
     tell({"ledger": msgspec.to_builtins(ledger)})
     return 0
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from ..features.metrics import Result
-from ..settings import TABLE, defaults, environment_name
+from ..settings import TABLE, bounds, defaults, environment_name
 from .context import OUT, show_table
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -17,6 +17,7 @@ class SettingRow(msgspec.Struct, frozen=True):
     kind: str
     default: Any
     unit: str
+    bounds: str
     meaning: str
 
 
@@ -24,16 +25,17 @@ def settings() -> list[SettingRow]:
     """Every setting, as the table in settings.py has it."""
     known = defaults()
     return [
-        SettingRow(key, environment_name(key), row.kind, known[key], row.unit, row.meaning) for key, (row, _) in TABLE.items()
+        SettingRow(key, environment_name(key), row.kind, known[key], row.unit, bounds(row), row.meaning)
+        for key, (row, _) in TABLE.items()
     ]
 
 
 def markdown(rows: list[SettingRow]) -> str:
     """The reference in docs/settings.md."""
-    lines = ["| key | environment | default | unit | meaning |", "|---|---|---|---|---|"]
+    lines = ["| key | environment | default | unit | range | meaning |", "|---|---|---|---|---|---|"]
     for row in rows:
         default = "–" if row.default is None or row.default == () else f"`{row.default}`"
-        lines.append(f"| `{row.key}` | `{row.environment}` | {default} | {row.unit} | {row.meaning} |")
+        lines.append(f"| `{row.key}` | `{row.environment}` | {default} | {row.unit} | {row.bounds} | {row.meaning} |")
     return "\n".join(lines)
 
 

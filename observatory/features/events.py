@@ -10,11 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from .. import dimensions
+from .. import dimensions, names
 from ..errors import InvalidArgument, NotEncodable
 from ..keys import Key
 from ..logs import INTERNAL
@@ -26,6 +26,8 @@ PER_ENTRY = 100
 """Events in one stream entry, and in one batch."""
 GENERATION_US = 600_000_000
 """Ids of strangers are remembered by generations of ten minutes: a repeat within ten to twenty is recognised."""
+MAX_SEEN = 500_000
+"""Ids of strangers remembered per partition, over both generations: tens of megabytes. Beyond, older ones go first."""
 _KEEP_SEEN_MS = 4 * GENERATION_US // 1000
 _TYPE = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
@@ -40,6 +42,13 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     data: msgspec.Raw = msgspec.Raw(b"\x80")
     dimensions: Mapping[str, str] = {}
     counted: bool = False
+
+
+class Put(NamedTuple):
+    """What became of an event that was buffered: its id, and whether it had not been recorded here lately."""
+
+    id: str
+    new: bool
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -73,6 +82,7 @@ def _accept(
     seen_next: Key,
     max_entries: int,
     keep_ms: int,
+    max_seen: int,
     events: Sequence[str | bytes],
 ) -> Awaitable[list[int]]: ...
 
@@ -110,12 +120,19 @@ def packed(data: Any) -> msgspec.Raw:
         raise NotEncodable(f"an event's data cannot be encoded: {error}") from error
 
 
+class Recording(Protocol):
+    """What events need of the metrics."""
+
+    def increment_counter(self, metric: str, value: int = 1, labels: Mapping[str, str] | None = None) -> None: ...
+
+
 class Events:
     """`obs.events`. Recording is sync and buffered; what is buffered is delivered with the next flush."""
 
     def __init__(
         self,
         store: Callable[[], Store],
+        metrics: Recording,
         *,
         now_us: Callable[[], int],
         partition: Callable[[], int],
@@ -123,6 +140,7 @@ class Events:
         max_buffered: int,
     ) -> None:
         self._store = store
+        self._metrics = metrics
         self._now_us = now_us
         self._partition = partition
         self._max_entries = max_entries
@@ -131,6 +149,7 @@ class Events:
         self._buffer: deque[tuple[str, bytes]] = deque()
         self._recent: dict[str, None] = {}
         self._outbox: Outbox[tuple[str | bytes, ...]] = Outbox(self._send)
+        self._lost_reported = 0
         self.dropped = 0
         """Events of this process that had to make room while the store was away."""
 
@@ -140,10 +159,10 @@ class Events:
             raise InvalidArgument(f"an event must be a mapping, got {event!r:.80}")
         event = dict(event)
         kind = checked_type(event.pop("type", None))
-        return self.put(kind, event, id=id, counted=True)
+        return self.put(kind, event, id=id, counted=True).id
 
-    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> str:  # noqa: A002
-        """Buffer one event. `counted`: its metrics are written by this process."""
+    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> Put:  # noqa: A002
+        """Buffer one event. `counted`: its metrics are written by this process; of two threads with one id, one hears `new`."""
         known = new_id() if id is None else checked_id(id)
         envelope = Envelope(
             type=kind,
@@ -155,17 +174,12 @@ class Events:
         payload = encoded(envelope)
         with self._lock:
             if self._seen(known, given=id is not None):
-                return known
+                return Put(known, new=False)
             if len(self._buffer) >= self._max_buffered:
                 self._buffer.popleft()
                 self.dropped += 1
             self._buffer.append((known, payload))
-        return known
-
-    def seen(self, id: str) -> bool:  # noqa: A002
-        """True when an event of this id was recorded here lately."""
-        with self._lock:
-            return id in self._recent
+        return Put(known, new=True)
 
     def _seen(self, known: str, *, given: bool) -> bool:
         if not given:
@@ -187,6 +201,9 @@ class Events:
                     return
                 self._outbox.put(tuple(item for pair in taken for item in pair))
             await self._outbox.deliver()
+            if (lost := self._outbox.lost - self._lost_reported) > 0:
+                self._lost_reported = self._outbox.lost
+                self._metrics.increment_counter(names.BATCHES_LOST, lost, {"feature": "events"})
 
     async def _send(self, writer: str, number: int, batch: tuple[str | bytes, ...]) -> Verdict:
         store = self._store()
@@ -218,7 +235,7 @@ class Events:
         accepted = duplicates = 0
         for partition, flat in by_partition.items():
             for start in range(0, len(flat), PER_ENTRY * 2):
-                new, known, dropped = await _accept(
+                new, known, dropped, forgotten = await _accept(
                     store.bulk(),
                     stream=keys.stream(partition),
                     ledger=keys.ledger(partition),
@@ -227,9 +244,12 @@ class Events:
                     seen_next=keys.seen(partition, generation + 1),
                     max_entries=self._max_entries,
                     keep_ms=_KEEP_SEEN_MS,
+                    max_seen=MAX_SEEN,
                     events=flat[start : start + PER_ENTRY * 2],
                 )
                 accepted, duplicates = accepted + new, duplicates + known
+                if forgotten:
+                    self._metrics.increment_counter(names.IDS_FORGOTTEN, forgotten)
                 if dropped:
                     _warn_dropped(dropped)
         return Accepted(accepted, duplicates)

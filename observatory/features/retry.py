@@ -42,6 +42,10 @@ def retryable(error: Exception) -> bool | float:
     return any(kind.__name__ == "TransportError" and kind.__module__.startswith("httpx") for kind in type(error).__mro__)
 
 
+class _Unclear(InvalidArgument):
+    """`on` answered something that means nothing."""
+
+
 class Retry(msgspec.Struct, frozen=True):
     """A policy: a frozen value. Parameter names are stamina's; seconds. Calling it makes another policy, or decorates.
 
@@ -67,11 +71,16 @@ class Retry(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise InvalidArgument(f"attempts must be a whole number above 0, got {self.attempts!r:.40}")
+            raise InvalidArgument(f"attempts must be a whole number above 0, got {units.shown(self.attempts, 40)}")
         units.timeout(self.timeout)
         units.timeout(self.attempt_timeout, "attempt_timeout")
         for field in ("wait_initial", "wait_max", "wait_jitter", "wait_exp_base"):
             units.seconds(getattr(self, field), field)
+        kinds = self.on if isinstance(self.on, tuple) else (self.on,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds) and not callable(self.on):
+            raise InvalidArgument(
+                f"on must be an exception, several, or a function, got {units.shown(self.on)}", remedy="Write on=TimeoutError"
+            )
 
     @overload
     def __call__(self, fn: Callable[P, Awaitable[T]], /) -> Callable[P, Awaitable[T]]: ...
@@ -132,6 +141,8 @@ class Retry(msgspec.Struct, frozen=True):
             raise InvalidArgument(f"execute takes an async function, got {fn!r:.80}")
         try:
             return await loop(once)
+        except _Unclear:
+            raise
         except Exception as error:
             tried = int(loop.statistics.get("attempt_number", 1))
             if self._asked(error) is not False:
@@ -145,14 +156,24 @@ class Retry(msgspec.Struct, frozen=True):
             return False
         if isinstance(self.on, type | tuple):
             return isinstance(error, self.on)
-        return self.on(error)
+        asked: object = self.on(error)
+        if isinstance(asked, bool):
+            return asked
+        if not isinstance(asked, int | float) or not -units.MAX_EXACT <= asked <= units.MAX_EXACT:
+            raise _Unclear(
+                f"on said {units.shown(asked)}", remedy="It says True (try again), False (do not), or seconds to wait"
+            ) from error
+        return asked
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
         asked = self._asked(error) if error is not None else True
         if not isinstance(asked, bool):
             return max(float(asked), 0.0)
-        backoff = self.wait_initial * self.wait_exp_base ** (state.attempt_number - 1)
+        try:
+            backoff = self.wait_initial * self.wait_exp_base ** (state.attempt_number - 1)
+        except OverflowError:
+            backoff = self.wait_max
         return float(min(backoff + random.uniform(0, self.wait_jitter), self.wait_max))
 
     def _count(self, label: str, outcome: str) -> None:

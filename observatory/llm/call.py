@@ -31,7 +31,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         for field in self.__struct_fields__:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= units.MAX_EXACT:
-                raise InvalidArgument(f"{field} must be a whole number >= 0, got {value!r:.40}")
+                raise InvalidArgument(f"{field} must be a whole number from 0 to 2^52, got {units.shown(value, 40)}")
 
     @property
     def total_tokens(self) -> int:
@@ -56,13 +56,13 @@ class CallData(msgspec.Struct, frozen=True, omit_defaults=True):
         for field in ("provider", "model", "operation"):
             value = getattr(self, field)
             if not isinstance(value, str) or not value or len(value) > 256:
-                raise InvalidArgument(f"{field} must be a text of 1 to 256 characters, got {value!r:.80}")
+                raise InvalidArgument(f"{field} must be a text of 1 to 256 characters, got {units.shown(value, 80)}")
         if self.error is not None and not isinstance(self.error, str):
             raise InvalidArgument(
-                f"error must be a text, got {self.error!r:.80}", remedy="Write the error's code, or str(error)"
+                f"error must be a text, got {units.shown(self.error, 80)}", remedy="Write the error's code, or str(error)"
             )
         if self.status not in STATUSES:
-            raise InvalidArgument(f"status must be one of {', '.join(STATUSES)}, got {self.status!r:.40}")
+            raise InvalidArgument(f"status must be one of {', '.join(STATUSES)}, got {units.shown(self.status, 40)}")
         for field in ("latency", "time_to_first_token"):
             if getattr(self, field) is not None:
                 units.seconds(getattr(self, field), field)
@@ -100,11 +100,19 @@ def measure(into: Adding, call: CallData, dimensions: Dimensions, labels: tuple[
         into.increment_counter(names.UNPRICED_CALLS, 1, base)
 
 
+class Claim(Protocol):
+    """The id that an event got, and whether it is this caller's."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def new(self) -> bool: ...
+
+
 class Recording(Protocol):
     """What recording a call needs of the events."""
 
-    def seen(self, id: str) -> bool: ...  # noqa: A002
-    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> str: ...  # noqa: A002
+    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> Claim: ...  # noqa: A002
 
 
 class Calls:
@@ -134,7 +142,7 @@ class Calls:
         """See Observatory.record_request."""
         usage = Usage(input_tokens=tokens) if isinstance(tokens, int) else tokens
         if usage is not None and not isinstance(usage, Usage):
-            raise InvalidArgument(f"tokens must be a whole number or a Usage, got {tokens!r:.80}")
+            raise InvalidArgument(f"tokens must be a whole number or a Usage, got {units.shown(tokens, 80)}")
         if cost_usd is not None:
             cost_usd = Decimal(units.units(cost_usd, "usd", "cost_usd")).scaleb(-9)
         call = CallData(
@@ -150,8 +158,7 @@ class Calls:
             trace_id=trace_id,
         )
         about = bound.checked(dimensions)
-        if id is not None and self._events.seen(id):
-            return id
-        known = self._events.put(LLM_CALL, call, id=id, counted=True, about=about)
-        measure(self._metrics, call, {**bound.current(), **about}, self._labels)
-        return known
+        claim = self._events.put(LLM_CALL, call, id=id, counted=True, about=about)
+        if claim.new:
+            measure(self._metrics, call, {**bound.current(), **about}, self._labels)
+        return claim.id

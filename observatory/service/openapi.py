@@ -41,13 +41,22 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
         },
     }
     if endpoint.body is not None:
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schemas[repr(endpoint.body)]}},
-        }
+        operation["requestBody"] = {"required": True, "content": _bodies(schemas[repr(endpoint.body)], endpoint.many)}
     if endpoint.parameters:
         operation["parameters"] = [
             {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
             for name, text in endpoint.parameters
         ]
     return operation
+
+
+def _bodies(schema: Any, many: int) -> dict[str, Any]:
+    """By media type: one, or as many as one request may bring."""
+    if not many:
+        return {"application/json": {"schema": schema}}
+    several = {"anyOf": [{"type": "array", "items": schema, "maxItems": many}, schema]}
+    return {
+        "application/json": {"schema": several},
+        "application/x-ndjson": {"schema": schema},
+        "application/msgpack": {"schema": several},
+    }

@@ -13,7 +13,7 @@ from ..errors import InvalidArgument, ObservatoryError, StoreError
 from ..features.metrics import Result
 from ..features.rate_limiter import Decision
 from . import body
-from .schemas import CheckAnswer, CheckBody, EventsAnswer, LimitBody, ReadyAnswer, Rejected, event
+from .schemas import CheckAnswer, CheckBody, EventBody, EventsAnswer, LimitBody, ReadyAnswer, Rejected, event
 
 MAX_EVENTS = 10_000
 """Events in one request."""
@@ -49,6 +49,8 @@ class Endpoint(NamedTuple):
     answer: Any = None
     parameters: tuple[tuple[str, str], ...] = ()
     status: int = 200
+    many: int = 0
+    """So many bodies may come at once: an array, lines (NDJSON), or msgpack."""
 
 
 async def check(state: State, request: Request) -> Answer:
@@ -113,7 +115,7 @@ async def query(state: State, request: Request) -> Answer:
     found = await state.obs.metrics.query(
         wanted["metric"],
         wanted.get("stat", "total"),
-        by=tuple(filter(None, wanted.get("by", "").split(","))),
+        by=wanted.get("by", ""),
         where=wanted.get("where", ""),
         since=wanted.get("since", "1h"),
         until=wanted.get("until", "now"),
@@ -166,7 +168,7 @@ async def ready(state: State, request: Request) -> Answer:
 
 _QUERY = (
     ("metric", "name of the metric"),
-    ("stat", "total, rate; count, sum, avg, p50 … p99.9; last, min, max"),
+    ("stat", "total, rate; count, sum, avg, p50 … p99.9; sum, avg, min, max of gauges"),
     ("by", "labels to group by, separated by commas"),
     ("where", 'PromQL matchers: model=~"gpt-.*",tenant!="acme"'),
     ("since", 'RFC 3339, a date, or an age such as "1h"'),
@@ -186,6 +188,8 @@ TABLE: tuple[Endpoint, ...] = (
     Endpoint("GET", "/v1/rate_limiter/limits", limits, "The limits as they stand", answer=list[LimitBody]),
     Endpoint(
         *("POST", "/v1/events", events, "Hand in events: JSON array, NDJSON or msgpack; each id counts once"),
+        body=EventBody,
+        many=MAX_EVENTS,
         answer=EventsAnswer,
         status=202,
     ),

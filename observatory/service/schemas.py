@@ -1,6 +1,6 @@
 """Bodies: what comes in, checked by its type, and what goes out beside the values themselves."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -9,7 +9,7 @@ from ..dimensions import checked
 from ..errors import InvalidArgument
 from ..features.events import Envelope, checked_id, checked_type, encoded, new_id, packed
 from ..features.rate_limiter import Limit
-from ..llm.call import LLM_CALL, CallData
+from ..llm.call import LLM_CALL, CallData, Usage
 
 Number = int | float | str
 """An amount; a string keeps the digits of money."""
@@ -43,6 +43,26 @@ class CheckBody(msgspec.Struct, forbid_unknown_fields=True):
         if isinstance(self.cost, dict):
             return {unit: units.parsed(amount, f"cost.{unit}") for unit, amount in self.cost.items()}
         return units.parsed(self.cost, "cost")
+
+
+class EventBody(msgspec.Struct, omit_defaults=True):
+    """One event. What else it says is its data. From `provider` on: what an event of type llm_call has, or may have."""
+
+    type: str
+    id: str | None = None
+    at: str | None = None
+    dimensions: dict[str, str] | None = None
+    provider: str | None = None
+    model: str | None = None
+    operation: str = "chat"
+    latency: float | None = None
+    time_to_first_token: float | None = None
+    usage: Usage | None = None
+    cost_usd: Number | None = None
+    success: bool = True
+    status: Literal["success", "error", "refused"] | None = None
+    error: str | None = None
+    trace_id: str | None = None
 
 
 class Rejected(msgspec.Struct):

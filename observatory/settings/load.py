@@ -11,7 +11,7 @@ import msgspec
 
 from .. import names, units
 from ..errors import ConfigurationError, InvalidArgument
-from .table import SECTIONS, TABLE, Everything, LimitSettings, value_of
+from .table import SECTIONS, TABLE, Everything, LimitSettings, bounds, value_of
 
 
 class Settings(Everything, frozen=True):
@@ -75,7 +75,7 @@ def _read(path: str) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOML's own, a wrong encoding, a number of thousands of digits, a deep nest
         raise ConfigurationError(f"{path}: not TOML ({error})") from error
 
 
@@ -137,14 +137,28 @@ def _environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[tu
                 yield _ENVIRONMENT[secret], name, Path(value).read_text(encoding="utf-8").strip()
             except OSError as error:
                 raise ConfigurationError(f"{name}: {value}: cannot be read ({error.strerror})") from error
+            except ValueError:  # without its cause, which would show what is in the file
+                raise ConfigurationError(
+                    f"{name}: {value}: is not text in UTF-8", remedy="Write the secret itself into the file, as text"
+                ) from None
         else:
             warnings.append(f"{name}: no such setting{_nearest(name, _ENVIRONMENT, '')}")
 
 
 def _parse(key: str, value: Any, layer: str) -> Any:
-    row, hint = TABLE[key]
+    row, _ = TABLE[key]
     where = layer if layer.startswith(("argument ", "OBSERVATORY_", "OTEL_")) else f"{layer}: {key}"
-    shown = "…" if row.kind == "secret" else f"{value!r:.60}"
+    shown = "…" if row.kind in ("secret", "url") else units.shown(value, 60)
+    found = _read_value(key, value, f"{where}={shown}")
+    if (row.least is not None and found < row.least) or (row.most is not None and found > row.most):
+        raise ConfigurationError(
+            f"{where}={shown}: must be {bounds(row)}", remedy=f"Leave it out for the default, {value_of(Everything(), key)}"
+        )
+    return found
+
+
+def _read_value(key: str, value: Any, said: str) -> Any:
+    row, hint = TABLE[key]
     try:
         match row.kind:
             case "seconds":
@@ -167,7 +181,7 @@ def _parse(key: str, value: Any, layer: str) -> Any:
                 if not isinstance(value, str):
                     raise TypeError
                 return names.namespace(value) if key == "namespace" else value
-    except (ValueError, TypeError, msgspec.ValidationError):
+    except (ValueError, TypeError, OverflowError, msgspec.ValidationError):
         wanted = {
             "seconds": 'not a duration; write seconds or "500ms"',
             "bytes": 'not a size; write bytes or "64MiB"',
@@ -177,7 +191,7 @@ def _parse(key: str, value: Any, layer: str) -> Any:
             "words": "not a list of words",
             "choice": f"not one of {', '.join(map(str, get_args(hint)))}",
         }.get(row.kind, f"must match {names._NAMESPACE.pattern}" if key == "namespace" else "not a text")  # noqa: SLF001
-        raise ConfigurationError(f"{where}={shown}: {wanted}") from None
+        raise ConfigurationError(f"{said}: {wanted}") from None
 
 
 def _fraction(value: Any) -> float:
@@ -194,9 +208,4 @@ def _build(found: Mapping[str, Any], **rest: Any) -> Settings:
     for section, kind in SECTIONS.items():
         inner = {key.split(".", 1)[1]: value for key, value in found.items() if key.startswith(f"{section}.")}
         top[section] = kind(**inner)
-    settings = Settings(**top, **rest)
-    if settings.events.partitions < 1:
-        raise ConfigurationError("events.partitions: must be at least 1")
-    if settings.metrics.flush_every <= 0:
-        raise ConfigurationError("metrics.flush_every: must be above 0")
-    return settings
+    return Settings(**top, **rest)

@@ -1,5 +1,6 @@
-"""Every setting: name, kind, default, unit, sentence. `observatory config docs` prints this table."""
+"""Every setting: name, kind, default, unit, bounds, sentence. `observatory config docs` prints this table."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -9,13 +10,37 @@ import msgspec
 class Row(NamedTuple):
     """What the table says of one setting, beside its name, type and default."""
 
-    kind: Literal["text", "secret", "seconds", "bytes", "count", "fraction", "names", "words", "choice", "path"]
+    kind: Literal["text", "url", "secret", "seconds", "bytes", "count", "fraction", "names", "words", "choice", "path"]
     meaning: str
     unit: str = ""
     live: bool = False
+    least: float | None = None
+    most: float | None = None
 
 
-class Section(msgspec.Struct, frozen=True):
+class _Discreet(msgspec.Struct, frozen=True):
+    """What says all of itself but its secrets, wherever it is printed or logged."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        kinds = {name: row.kind for name, row, _ in _rows(type(self))}
+        return [(name, _discreet(kinds.get(name), getattr(self, name))) for name in self.__struct_fields__]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+
+def _discreet(kind: str | None, value: Any) -> Any:
+    if value is None:
+        return None
+    if kind == "url":
+        scheme, _, rest = str(value).partition("://")
+        # A password may have any character, also the slash that would end it.
+        rest = f"…@{rest.rpartition('@')[2]}" if "@" in rest else rest
+        return re.sub(r"([?&](?:user(?:name)?|password)=)[^&#]*", r"\1…", f"{scheme}://{rest}")
+    return "…" if kind == "secret" else value
+
+
+class Section(_Discreet, frozen=True):
     """Settings that belong together; `section` is the table's name in the file and the middle of the environment's."""
 
     section: ClassVar[str] = ""
@@ -25,55 +50,70 @@ class Redis(Section, frozen=True):
     """Where the store is, and how long it may take."""
 
     section = "redis"
-    url: Annotated[str | None, Row("text", "where the store is; also OBSERVATORY_REDIS_URL")] = None
+    url: Annotated[str | None, Row("url", "where the store is; also OBSERVATORY_REDIS_URL")] = None
     password: Annotated[str | None, Row("secret", "kept out of URLs and logs; also OBSERVATORY_REDIS_PASSWORD_FILE")] = None
     allow_eviction: Annotated[tuple[str, ...], Row("words", "eviction policies accepted on coordination data")] = ()
-    replicas: Annotated[int, Row("count", "replicas that must have what is written with durability=strict")] = 1
-    max_wait: Annotated[float, Row("seconds", "latency that one shared decision may add; slower counts as away", "s")] = 0.25
-    connect_timeout: Annotated[float, Row("seconds", "how long a connection may take to be made", "s")] = 2.0
-    socket_timeout: Annotated[float, Row("seconds", "an unanswered call older than this drops the connection", "s")] = 2.0
+    replicas: Annotated[
+        int, Row("count", "replicas that must have what is written with durability=strict", least=1, most=100)
+    ] = 1
+    max_wait: Annotated[
+        float, Row("seconds", "latency that one shared decision may add; slower counts as away", "s", least=0.001, most=60)
+    ] = 0.25
+    connect_timeout: Annotated[
+        float, Row("seconds", "how long a connection may take to be made", "s", least=0.001, most=300)
+    ] = 2.0
+    socket_timeout: Annotated[
+        float, Row("seconds", "an unanswered call older than this drops the connection", "s", least=0.001, most=300)
+    ] = 2.0
 
 
 class Cache(Section, frozen=True):
     """Shared entries."""
 
     section = "cache"
-    redis_url: Annotated[str | None, Row("text", "a store that may evict, for entries only; default: redis.url")] = None
-    ttl: Annotated[float, Row("seconds", "how long an entry lives when nothing else is said", "s")] = 300.0
-    jitter: Annotated[float, Row("fraction", "up to this fraction is taken off each time to live")] = 0.1
-    max_value: Annotated[int, Row("bytes", "largest encoded value", "bytes")] = 8 * 2**20
+    redis_url: Annotated[str | None, Row("url", "a store that may evict, for entries only; default: redis.url")] = None
+    ttl: Annotated[float, Row("seconds", "how long an entry lives when nothing else is said", "s", least=0.001)] = 300.0
+    jitter: Annotated[float, Row("fraction", "up to this fraction is taken off each time to live", least=0, most=1)] = 0.1
+    max_value: Annotated[int, Row("bytes", "largest encoded value", "bytes", least=1, most=512 * 2**20)] = 8 * 2**20
 
 
 class RetrySettings(Section, frozen=True):
     """The policy of `obs.retry`."""
 
     section = "retry"
-    attempts: Annotated[int, Row("count", "calls in all")] = 3
+    attempts: Annotated[int, Row("count", "calls in all", least=1, most=1_000_000)] = 3
     timeout: Annotated[float, Row("seconds", "deadline over all attempts, waits included", "s")] = 30.0
     wait_initial: Annotated[float, Row("seconds", "first wait", "s")] = 0.1
     wait_max: Annotated[float, Row("seconds", "longest wait, after jitter", "s")] = 10.0
     wait_jitter: Annotated[float, Row("seconds", "most that is added at random", "s")] = 1.0
-    wait_exp_base: Annotated[float, Row("fraction", "each wait is the one before times this")] = 2.0
+    wait_exp_base: Annotated[float, Row("fraction", "each wait is the one before times this", least=1, most=1000)] = 2.0
 
 
 class MetricsSettings(Section, frozen=True):
     """Recording and flushing."""
 
     section = "metrics"
-    flush_every: Annotated[float, Row("seconds", "what a SIGKILL may lose", "s")] = 1.0
+    flush_every: Annotated[float, Row("seconds", "what a SIGKILL may lose", "s", least=0.01, most=3600)] = 1.0
     dimensions: Annotated[tuple[str, ...], Row("names", "bound dimensions that become labels, beside provider and model")] = ()
-    max_series: Annotated[int, Row("count", "series per metric and process; the rest fold into one and are counted")] = 2000
+    max_series: Annotated[
+        int, Row("count", "series per metric and process; the rest fold into one and are counted", least=1, most=1_000_000)
+    ] = 2000
 
 
 class EventsSettings(Section, frozen=True):
     """The event streams."""
 
     section = "events"
-    partitions: Annotated[int, Row("count", "streams the namespace's telemetry is divided into; fixed when it is made")] = 4
+    partitions: Annotated[
+        int, Row("count", "streams the namespace's telemetry is divided into; fixed when it is made", least=1, most=1024)
+    ] = 4
     max_entries: Annotated[
-        int, Row("count", "stream entries kept per partition; beyond, the oldest are dropped and counted")
+        int,
+        Row("count", "stream entries kept per partition; beyond, the oldest are dropped and counted", least=1, most=10_000_000),
     ] = 10_000
-    max_buffered: Annotated[int, Row("count", "events a process keeps while the store is away")] = 100_000
+    max_buffered: Annotated[int, Row("count", "events a process keeps while the store is away", least=1, most=10_000_000)] = (
+        100_000
+    )
 
 
 class Log(Section, frozen=True):
@@ -88,7 +128,9 @@ class TracingSettings(Section, frozen=True):
     """Spans. Endpoints come by the standard OTEL_* variables."""
 
     section = "tracing"
-    sample_ratio: Annotated[float, Row("fraction", "share of traces recorded when nobody upstream has decided")] = 1.0
+    sample_ratio: Annotated[
+        float, Row("fraction", "share of traces recorded when nobody upstream has decided", least=0, most=1)
+    ] = 1.0
 
 
 class Serve(Section, frozen=True):
@@ -96,18 +138,24 @@ class Serve(Section, frozen=True):
 
     section = "serve"
     host: Annotated[str, Row("text", "address to listen on; a public one needs --allow-anonymous")] = "127.0.0.1"
-    port: Annotated[int, Row("count", "port to listen on; 0: any free one")] = 8484
-    processes: Annotated[int, Row("count", "processes that share the port")] = 1
-    drain_for: Annotated[float, Row("seconds", "readyz answers 503 this long before the listener closes", "s")] = 5.0
-    max_body: Annotated[int, Row("bytes", "largest request body", "bytes")] = 4 * 2**20
+    port: Annotated[int, Row("count", "port to listen on; 0: any free one", least=0, most=65_535)] = 8484
+    processes: Annotated[int, Row("count", "processes that share the port", least=1, most=1024)] = 1
+    drain_for: Annotated[
+        float, Row("seconds", "readyz answers 503 this long before the listener closes", "s", least=0, most=3600)
+    ] = 5.0
+    max_body: Annotated[int, Row("bytes", "largest request body", "bytes", least=1, most=2**30)] = 4 * 2**20
 
 
 class Worker(Section, frozen=True):
     """The workers."""
 
     section = "worker"
-    drain_timeout: Annotated[float, Row("seconds", "how long a stopping worker may finish what it holds", "s")] = 30.0
-    lease: Annotated[float, Row("seconds", "a partition is taken over this long after its worker fell silent", "s")] = 5.0
+    drain_timeout: Annotated[
+        float, Row("seconds", "how long a stopping worker may finish what it holds", "s", least=0, most=3600)
+    ] = 30.0
+    lease: Annotated[
+        float, Row("seconds", "a partition is taken over this long after its worker fell silent", "s", least=1, most=3600)
+    ] = 5.0
 
 
 class LimitSettings(msgspec.Struct, frozen=True):
@@ -132,7 +180,7 @@ class LimitSettings(msgspec.Struct, frozen=True):
     timezone: str | None = None
 
 
-class Everything(msgspec.Struct, frozen=True):
+class Everything(_Discreet, frozen=True):
     """All settings of one process, by section."""
 
     section: ClassVar[str] = ""
@@ -143,7 +191,7 @@ class Everything(msgspec.Struct, frozen=True):
     home: Annotated[
         str | None, Row("path", "where the embedded server keeps its state; default: the user's data directory")
     ] = None
-    shutdown_timeout: Annotated[float, Row("seconds", "bound of closing", "s")] = 10.0
+    shutdown_timeout: Annotated[float, Row("seconds", "bound of closing", "s", least=0, most=3600)] = 10.0
     redis: Redis = Redis()
     cache: Cache = Cache()
     retry: RetrySettings = RetrySettings()
@@ -179,6 +227,14 @@ def value_of(settings: Everything, key: str) -> Any:
     """The value at a dotted key."""
     section, _, name = key.rpartition(".")
     return getattr(getattr(settings, section) if section else settings, name)
+
+
+def bounds(row: Row) -> str:
+    """What a person reads: "at least 1", "0 to 1"; empty where there are none."""
+    unit = f" {row.unit}" if row.unit else ""
+    if row.least is not None and row.most is not None:
+        return f"{row.least:,} to {row.most:,}{unit}"
+    return f"at least {row.least:,}{unit}" if row.least is not None else ""
 
 
 def defaults() -> dict[str, Any]:

@@ -21,6 +21,17 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str | None = None
 
 
+class Health(msgspec.Struct, frozen=True):
+    """How this process is. Truthy unless down."""
+
+    status: Literal["ok", "degraded", "down"]
+    instances: int
+    checks: tuple[Finding, ...]
+
+    def __bool__(self) -> bool:
+        return self.status != "down"
+
+
 async def findings(store: Store, allow_eviction: tuple[str, ...]) -> list[Finding]:
     """Look at the server. StoreUnavailable when it does not answer at all."""
     said: dict[str, str] = {}

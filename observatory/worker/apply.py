@@ -1,14 +1,15 @@
 """What a run of events means: deltas for the metrics, and a burial for what cannot be read."""
 
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from .. import names
 from ..errors import ObservatoryError
 from ..features.events import Envelope
-from ..features.metrics.recorder import Group, Recorder
+from ..features.metrics.recorder import Recorder
+from ..features.metrics.waiting import Group
 from ..features.metrics.wire import KEEP_WINDOWS_MS, deltas, targets, window_of
 from ..keys import Key
 from ..llm.call import LLM_CALL, CallData, measure
@@ -49,8 +50,8 @@ def _apply(
 class _Into:
     """A recorder as `measure` writes to it."""
 
-    def __init__(self) -> None:
-        self.recorder = Recorder()
+    def __init__(self, max_series: int) -> None:
+        self.recorder = Recorder(max_series)
 
     def increment_counter(self, metric: str, value: Any = 1, labels: Any = None) -> None:
         self.recorder.add(metric, "counter", value, labels)
@@ -60,10 +61,11 @@ class _Into:
 
 
 class Meaning:
-    """Events read, taken together."""
+    """Events read, taken together. max_series: of a metric in one run's window; the rest fold into one and are counted."""
 
-    def __init__(self, labels: tuple[str, ...], now_us: int) -> None:
+    def __init__(self, labels: tuple[str, ...], now_us: int, max_series: int) -> None:
         self._labels = labels
+        self._max_series = max_series
         self._now_us = now_us
         self._windows: dict[int, _Into] = {}
         self.applied = 0
@@ -83,7 +85,9 @@ class Meaning:
         # What is too old for its window, or claims to be from the future, is counted now rather than lost.
         in_reach = self._now_us - _ANCIENT_US < envelope.at_us < self._now_us + _AHEAD_US
         window = window_of(envelope.at_us if in_reach else self._now_us)
-        into = self._windows.setdefault(window, _Into())
+        into = self._windows.get(window)
+        if into is None:
+            into = self._windows[window] = _Into(self._max_series)
         if envelope.type == LLM_CALL and not envelope.counted:
             call = msgspec.msgpack.decode(envelope.data, type=CallData)
             measure(into, call, envelope.dimensions, self._labels)
@@ -100,11 +104,19 @@ def after(entry: str) -> str:
     return f"{moment}-{int(number) + 1}"
 
 
-async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], meaning: Meaning) -> tuple[bool, str]:
-    """Add what the entries mean and move the offset past them. False, and where it stands, when somebody else was here."""
+class Applied(NamedTuple):
+    """What became of a run. done False: somebody else was here. refused: additions that the store did not take."""
+
+    done: bool
+    offset: str
+    refused: int
+
+
+async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], meaning: Meaning) -> Applied:
+    """Add what the entries mean and move the offset past them."""
     keys, groups = store.keys, meaning.groups()
     last = entries[-1][0].decode()
-    done, stands_at, _ = await _apply(
+    done, stands_at, refused = await _apply(
         store,
         stream=keys.stream(partition),
         offset=keys.offset(partition),
@@ -122,4 +134,4 @@ async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], 
         buried=len(meaning.buried),
         deltas=[*(item for triple in meaning.buried for item in triple), *deltas(group for _, group in groups)],
     )
-    return bool(done), stands_at.decode()
+    return Applied(bool(done), stands_at.decode(), refused)

@@ -102,13 +102,14 @@ class Worker:
 
     async def _apply(self, partition: int, entries: list[Entry]) -> None:
         store = self._obs.store
-        meaning = Meaning(self._obs.settings.metrics.dimensions, store.server_us() or 0)
+        settings = self._obs.settings.metrics
+        meaning = Meaning(settings.dimensions, store.server_us() or 0, settings.max_series)
         meaning.read(entries)
         offset = self._offsets[partition]
-        done, stands_at = await apply(store.bulk(), partition, offset, entries, meaning)
+        done, stands_at, refused = await apply(store.bulk(), partition, offset, entries, meaning)
         if done:
             self.applied += meaning.applied
-            self._offsets[partition] = stands_at
-        else:
-            # Either another worker was here, or the reply of our own last call was lost: go on where it stands.
-            self._offsets[partition] = stands_at
+        if refused:
+            self._obs.metrics.count_refused(refused, "worker")
+        # Not done: either another worker was here, or the reply of our own last call was lost. Go on where it stands.
+        self._offsets[partition] = stands_at

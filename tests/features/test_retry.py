@@ -125,3 +125,37 @@ def test_wrong_policy_is_refused(wrong: dict[str, Any]) -> None:
     """When it is made, not when it is needed."""
     with pytest.raises(InvalidArgument):
         Observatory("x", redis_url="redis://127.0.0.1:1").retry(**wrong)
+
+
+async def test_thousands_of_attempts_have_a_wait(obs: Observatory) -> None:
+    """The backoff's power is beyond any float long before; the longest wait is meant."""
+    tried = 0
+
+    async def failing() -> None:
+        nonlocal tried
+        tried += 1
+        raise OSError("no")
+
+    retry = obs.retry(attempts=1_100, timeout=None, wait_initial=1e-9, wait_max=0, wait_jitter=0)
+    with pytest.raises(OSError, match="no"):
+        await retry.execute(failing)
+    assert tried == 1_100
+
+
+@pytest.mark.parametrize("said", [None, "yes", float("nan"), float("inf"), 10**5000], ids=lambda said: type(said).__name__)
+async def test_an_answer_of_on_that_is_none(obs: Observatory, said: object) -> None:
+    """A function that forgot its return is told so, with the error it was asked about behind it."""
+
+    async def failing() -> None:
+        raise OSError("no")
+
+    with pytest.raises(InvalidArgument, match="on said") as caught:
+        await obs.retry(on=lambda error: said).execute(failing)  # type: ignore[arg-type,return-value]
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("on", [5, "OSError", (OSError, 5), None])
+async def test_on_that_says_nothing(obs: Observatory, on: object) -> None:
+    """Refused where the policy is made."""
+    with pytest.raises(InvalidArgument, match="on must be an exception"):
+        obs.retry(on=on)  # type: ignore[call-overload]

@@ -19,6 +19,7 @@ FLOORS = {
     "keys": 0.1,
     "dimensions": 0.1,
     "lifeline": 0.1,
+    "rooms": 0,
     "settings": 1,
     "tracing": 1,
     "logs": 1.1,  # a line carries the span's ids

@@ -124,9 +124,9 @@ async def test_zombie_is_refused_by_the_offset(obs: Observatory) -> None:
         if not run:
             continue
         for expected in (True, False, False):
-            meaning = Meaning((), obs.store.server_us() or 0)
+            meaning = Meaning((), obs.store.server_us() or 0, 2000)
             meaning.read(run)
-            done, stands_at = await apply(obs.store.bulk(), partition, "0-0", run, meaning)
+            done, stands_at, _ = await apply(obs.store.bulk(), partition, "0-0", run, meaning)
             assert (done, stands_at) == (expected, run[-1][0].decode())
     assert (await obs.metrics.query(Metric.REQUESTS_TOTAL)).value == 40
     assert (await obs.events.lag())["applied"] == 40
@@ -203,7 +203,7 @@ async def test_what_is_dropped_in_a_workers_hands_is_counted_once(opening: Open,
         begin = await obs.store.command("GET", obs.store.keys.offset(0)) or b"0-0"
         entries = await obs.store.command("XRANGE", obs.store.keys.stream(0), "-", "+")
         await record(more)
-        meaning = Meaning((), obs.store.server_us() or 0)
+        meaning = Meaning((), obs.store.server_us() or 0, 2000)
         meaning.read(entries)
         assert (await apply(obs.store.bulk(), 0, begin.decode(), entries, meaning))[0]
         found = await obs.events.lag()

@@ -3,12 +3,12 @@
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast, overload
 
 from aiocache import BaseCache
 
 from ... import names, units
-from ...errors import ConfigurationError, InvalidArgument
+from ...errors import CacheError, ConfigurationError, InvalidArgument
 from ...keys import Key
 from ...names import Metric
 from ...store.store import Store
@@ -52,7 +52,7 @@ class Cache(BaseCache, Generic[T]):  # type: ignore[misc]
             raise InvalidArgument("ttl must be seconds above 0: every shared entry expires")
         ttl_ms = units.microseconds(ttl, "ttl") // 1000
         if ttl_ms < 1:
-            raise InvalidArgument(f"ttl must be at least 1 ms, got {ttl!r:.40}")
+            raise InvalidArgument(f"ttl must be at least 1 ms, got {units.shown(ttl, 40)}")
         return ttl_ms
 
     def _spread(self, ttl: float) -> int:
@@ -62,7 +62,7 @@ class Cache(BaseCache, Generic[T]):  # type: ignore[misc]
 
     def _key(self, key: str) -> Key:
         if not isinstance(key, str) or not key:
-            raise InvalidArgument(f"cache key must be a non-empty string, got {key!r:.80}")
+            raise InvalidArgument(f"cache key must be a non-empty string, got {units.shown(key)}")
         return self._store().keys.entry(self.name, self._codec.fingerprint, key)
 
     async def _command(self, *command: str | bytes | int) -> Any:
@@ -124,6 +124,31 @@ class Cache(BaseCache, Generic[T]):  # type: ignore[misc]
     async def expire(self, key: str, ttl: float) -> bool:
         """Give an entry another time to live; False when it is not there."""
         return bool(await self._command("PEXPIRE", self._key(key), self._ttl_ms(ttl)))
+
+    # what aiocache's caches have beside
+    async def multi_get(self, keys: Iterable[str]) -> list[T | None]:
+        """The values in the order of their keys, None for a miss."""
+        wanted = list(keys)
+        found = await self.get_many(wanted)
+        return [found.get(key) for key in wanted]
+
+    async def multi_set(self, pairs: Iterable[tuple[str, T]], ttl: float = _OWN) -> bool:
+        """As `set_many`."""
+        await self.set_many(dict(pairs), ttl)
+        return True
+
+    async def increment(self, *_: object, **__: object) -> NoReturn:
+        raise _missing(self.name, "counts nothing", "Count with obs.metrics, or limit with obs.rate_limiter")
+
+    async def clear(self, *_: object, **__: object) -> NoReturn:
+        raise _missing(self.name, "cannot be cleared", "Give it another name; what is there expires by itself")
+
+    async def raw(self, *_: object, **__: object) -> NoReturn:
+        raise _missing(self.name, "passes no commands on", "Use a Redis client of yours")
+
+
+def _missing(name: str, what: str, remedy: str) -> CacheError:
+    return CacheError(f"cache {name} {what}: its entries are typed, and spread over the store", remedy=remedy)
 
 
 class CacheSpace:

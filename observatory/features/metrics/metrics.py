@@ -7,6 +7,7 @@ from decimal import Decimal
 from ... import names
 from ...errors import StoreUnavailable
 from ...keys import Key
+from ...logs import INTERNAL
 from ...names import Definition, Metric
 from ...store.outbox import Outbox, Verdict
 from ...store.script import lua
@@ -17,8 +18,6 @@ from .query import Result
 from .recorder import Counter, Gauge, Histogram, Recorder
 from .wire import GAUGE_KEEP_MS, KEEP_WINDOWS_MS, Batch, pieces, window_of
 
-MAX_PENDING = 360
-"""Batches that may wait for the store: an hour of 10 s windows. Beyond, what is recorded waits unfrozen, still bounded."""
 IDLE_FLUSH_US = 10_000_000
 """Gauges are renewed this often even when nothing else happens."""
 
@@ -54,6 +53,7 @@ class Metrics:
         self._recorder = Recorder(max_series)
         self._outbox: Outbox[Batch] = Outbox(self._send)
         self._lost_reported = 0
+        self._complained: set[str] = set()
         self._frozen_at = 0
         self._commit: asyncio.Future[None] | None = None
         self._next_commit: asyncio.Future[None] | None = None
@@ -87,7 +87,12 @@ class Metrics:
         """Acknowledged by Redis when it returns; StoreUnavailable otherwise (nothing is lost)."""
         if not self._store().joined:
             raise StoreUnavailable("the store has not been reached yet; what was recorded waits")
-        self._freeze(final=True)
+        await self._deliver(final=True)
+
+    async def _deliver(self, *, final: bool) -> None:
+        # What waits for the store is frozen only once it answers: until then it is bounded by the recorder.
+        await self._outbox.deliver()
+        self._freeze(final=final)
         await self._outbox.deliver()
         self._report_lost()
 
@@ -119,31 +124,27 @@ class Metrics:
         await self._outbox.deliver()
 
     async def flush_regularly(self) -> None:
-        """What the background does: as `flush`, but while the store is away it freezes only once a window."""
-        self._freeze(final=False)
-        await self._outbox.deliver()
-        self._report_lost()
+        """What the background does: as `flush`, and no error before the store was ever reached."""
+        await self._deliver(final=False)
 
     def _freeze(self, *, final: bool) -> None:
         now_us = self._store().server_us()
-        if now_us is None or (len(self._outbox) >= MAX_PENDING and not final):
-            return
-        window_us = window_of(now_us)
-        if len(self._outbox) and not final and window_us == window_of(self._frozen_at):
+        if now_us is None:
             return
         gauges = self._recorder.gauges()
-        groups = self._recorder.freeze()
-        if not groups and (not gauges or (not final and now_us - self._frozen_at < IDLE_FLUSH_US)):
+        taken = [(window_of(at_us), piece) for at_us, groups in self._recorder.windows(now_us) for piece in pieces(groups)]
+        if not taken and (not gauges or (not final and now_us - self._frozen_at < IDLE_FLUSH_US)):
             return
         self._frozen_at = now_us
-        values = tuple((f"{metric}|{text}", value) for metric, _, text, value in gauges)
-        for piece in pieces(groups) if groups else [()]:
-            self._outbox.put(Batch(window_us, piece, values))
+        for window_us, piece in taken[:-1]:
+            self._outbox.put(Batch(window_us, piece, None))
+        window_us, piece = taken[-1] if taken else (window_of(now_us), ())
+        self._outbox.put(Batch(window_us, piece, tuple((f"{metric}|{text}", value) for metric, _, text, value in gauges)))
 
     async def _send(self, writer: str, number: int, batch: Batch) -> Verdict:
         store = self._store()
         keys, partition = store.keys, self._partition()
-        what, watermark, _ = await _flush(
+        what, watermark, refused = await _flush(
             store.bulk(),
             watermark=keys.metric_writer(partition, writer),
             names=keys.metric_names(partition),
@@ -158,7 +159,22 @@ class Metrics:
             gauge_count=-1 if batch.gauges is None else len(batch.gauges),
             deltas=batch.deltas(),
         )
+        if refused:
+            self.count_refused(refused, "metrics")
         return Verdict(what, watermark)
+
+    def count_refused(self, additions: int, feature: str) -> None:
+        """Tell of additions that the store did not take, in a metric and once in the log."""
+        self.increment_counter(names.ADDITIONS_REFUSED, additions, {"feature": feature})
+        if feature not in self._complained:
+            self._complained.add(feature)
+            INTERNAL.error(
+                "%s: the store refused %d additions (a sum beyond 2^63, a key of another type, or one name for a counter and a "
+                "histogram); from now on only %s tells of them",
+                feature,
+                additions,
+                names.ADDITIONS_REFUSED,
+            )
 
     def forget(self) -> None:
         """A forked child is a writer of its own."""
@@ -181,8 +197,9 @@ class Metrics:
     ) -> Result:
         """What the fleet has recorded. No data is None, never 0.
 
-        stat: total, rate (counters); count, sum, avg, rate, p50 … p99.9 (histograms); last, sum, avg, min, max (gauges, over
+        stat: total, rate (counters); count, sum, avg, rate, p50 … p99.9 (histograms); sum, avg, min, max (gauges, over
         the live processes, now). where: {"model": "gpt-4o"} or PromQL matchers. step: seconds, for points instead of one value.
+        Answered in whole 10 s windows: `since` is rounded down, `until` up (not beyond now); rates are over what that covers.
         InvalidArgument names what is wrong; StoreUnavailable: ask again.
         """
         return await query.ask(self._store(), metric, stat, by=by, where=where, since=since, until=until, step=step, top=top)

@@ -21,7 +21,7 @@ from .wire import KEEP_WINDOWS_MS
 
 STATS = {
     "counter": ("total", "rate"),
-    "gauge": ("last", "sum", "avg", "min", "max"),
+    "gauge": ("sum", "avg", "min", "max"),
     "histogram": ("count", "sum", "avg", "rate", "p50", "p95", "p99", "p99.9"),
 }
 MAX_POINTS = 11_000
@@ -49,7 +49,7 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The answer to a query."""
+    """The answer to a query. since, until: what it covers, whole windows of 10 s around what was asked, up to now."""
 
     metric: str
     stat: str
@@ -68,9 +68,11 @@ class Result(msgspec.Struct, frozen=True):
 def matchers(where: Mapping[str, str | Sequence[str]] | str) -> Matcher:
     """A mapping (a value, or several of which one must fit) or PromQL matchers: 'model=~"gpt-.*",tenant!="acme"'."""
     if not isinstance(where, str):
-        wanted = {
-            names.label_name(name): {values} if isinstance(values, str) else set(values) for name, values in where.items()
-        }
+        if not isinstance(where, Mapping):
+            raise InvalidArgument(
+                f"where must be a mapping or a text, got {units.shown(where)}", remedy='Write {"model": "gpt-4o"}'
+            )
+        wanted = {names.label_name(name): _texts(values, f"where: {name}") for name, values in where.items()}
         return lambda labels: all(labels.get(name, "") in values for name, values in wanted.items())
     tests: list[tuple[str, Callable[[str], bool]]] = []
     text, at = where.strip().removeprefix("{").removesuffix("}").strip(), 0
@@ -82,6 +84,25 @@ def matchers(where: Mapping[str, str | Sequence[str]] | str) -> Matcher:
         tests.append((name, _fits(operator, value)))
         at = found.end()
     return lambda labels: all(fits(labels.get(name, "")) for name, fits in tests)
+
+
+def _texts(values: str | Sequence[str], what: str) -> frozenset[str]:
+    """One text, or several. InvalidArgument names what is neither."""
+    if isinstance(values, str):
+        return frozenset((values,))
+    several = tuple(values) if isinstance(values, Iterable) else (values,)
+    if not all(isinstance(value, str) for value in several):
+        raise InvalidArgument(f"{what} must be a text or several, got {units.shown(values)}")
+    return frozenset(several)
+
+
+def _labels(by: str | Sequence[str]) -> tuple[str, ...]:
+    """The labels to group by, in order: several names, or a text with commas between them."""
+    if isinstance(by, str):
+        by = [name.strip() for name in by.split(",") if name.strip()]
+    elif not isinstance(by, Iterable):
+        raise InvalidArgument(f"by must be a label or several, got {units.shown(by)}", remedy='Write by="model,provider"')
+    return tuple(dict.fromkeys(names.label_name(name) for name in by))
 
 
 def _fits(operator: str, value: str) -> Callable[[str], bool]:
@@ -150,7 +171,7 @@ def _grouped(table: Table, by: Sequence[str], fits: Matcher) -> dict[tuple[str, 
 
 
 class _Span(NamedTuple):
-    """The time that is asked about, in microseconds."""
+    """The time that is answered for, in microseconds: the whole windows around what was asked, up to now."""
 
     since_us: int
     until_us: int
@@ -169,7 +190,14 @@ class _Span(NamedTuple):
             raise InvalidArgument("step must be a multiple of 10 s")
         if step_us is not None and (until_us - since_us) // step_us > MAX_POINTS:
             raise InvalidArgument(f"step is too small: more than {MAX_POINTS} points")
-        return cls(since_us, until_us, step_us)
+        since_us -= since_us % WINDOW_US
+        end_us = until_us + -until_us % WINDOW_US
+        # The window that is under way is covered up to now.
+        return cls(since_us, min(end_us, now_us) if now_us > since_us else end_us, step_us)
+
+    def covered(self, at_us: int) -> float:
+        """Seconds that the answer at this moment stands for; the last step may not be over yet."""
+        return (min(at_us + (self.step_us or self.until_us), self.until_us) - at_us) / 1e6
 
 
 async def ask(
@@ -186,10 +214,12 @@ async def ask(
 ) -> Result:
     """See Metrics.query."""
     metric = str(names.metric_name(metric))
-    by = tuple(names.label_name(name) for name in ((by,) if isinstance(by, str) else by))
+    by = _labels(by)
+    if not isinstance(stat, str):
+        raise InvalidArgument(f"stat must be a text, got {units.shown(stat)}", remedy='Write "total", or "p95" of a histogram')
     fits = matchers(where)
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
-        raise InvalidArgument(f"top must be a whole number above 0, got {top!r:.40}")
+        raise InvalidArgument(f"top must be a whole number above 0, got {units.shown(top, 40)}")
     span = _Span.of(since, until, step, store.server_us() or 0)
 
     gauges = await read.gauges(store)
@@ -230,17 +260,16 @@ def _of_windows(
     fits: Matcher,
     span: _Span,
 ) -> Iterable[Series]:
-    since_us, until_us, step_us = span
+    since_us, _, step_us = span
     steps: dict[int, dict[tuple[str, ...], Value]] = {}
     for start, table in sorted(windows.items()):
         at = since_us if step_us is None else start - (start - since_us) % step_us
         into = steps.setdefault(at, {})
         for group, value in _grouped(table, by, fits).items():
             into.setdefault(group, Value()).merge(value)
-    seconds = (step_us or until_us - since_us) / 1e6
     for group in sorted({group for found in steps.values() for group in found}) or ([] if by else [()]):
         labels = {name: value for name, value in zip(by, group, strict=True) if value}
-        told = [(at, number(found[group], seconds)) for at, found in sorted(steps.items()) if group in found]
+        told = [(at, number(found[group], span.covered(at))) for at, found in sorted(steps.items()) if group in found]
         if step_us is None:
             yield Series(labels, told[0][1] if told else None)
         else:
@@ -249,7 +278,6 @@ def _of_windows(
 
 def _of_gauges(found: dict[str, list[float]], stat: str, metric: str, by: Sequence[str], fits: Matcher) -> Iterable[Series]:
     over: dict[str, Callable[[list[float]], float]] = {
-        "last": sum,
         "total": sum,
         "sum": sum,
         "avg": lambda values: sum(values) / len(values),

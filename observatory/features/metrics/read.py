@@ -87,6 +87,12 @@ async def definitions(store: Store) -> dict[str, Definition]:
     return found
 
 
+async def known(store: Store) -> dict[str, Definition]:
+    """The same, and the gauges that stand somewhere now; what was said of a gauge of yours stays in its process."""
+    found = await definitions(store)
+    return {**{metric: OURS.get(metric, Definition("gauge")) for metric in await gauges(store)}, **found}
+
+
 async def totals(store: Store, metrics: list[str]) -> dict[str, Table]:
     """Lifetime totals, by metric."""
     wanted = [(metric, partition) for metric in metrics for partition in _partitions(store)]

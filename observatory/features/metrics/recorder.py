@@ -4,27 +4,22 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 from ... import names, units
-from ...errors import InvalidArgument, ObservatoryError
+from ...clock import monotonic
+from ...errors import InvalidArgument
+from ...keys import WINDOW_US
 from ...logs import INTERNAL
 from ...names import OURS, Definition, Kind
 from . import series
+from .waiting import Group, Waiting, Window
 
 Labels = Mapping[str, str]
 _NOTHING: Labels = {}
 _LARGEST = units.MAX_EXACT * units.NANO
 MAX_METRICS = 1000
 _CACHED_SPELLINGS = 4
-
-
-class Group(NamedTuple):
-    """One metric's part of a batch: integer additions to fields (see series.py)."""
-
-    metric: str
-    definition: Definition
-    additions: list[tuple[str, int]]
 
 
 class _Series:
@@ -72,13 +67,20 @@ class _Table:
 
 
 class Recorder:
-    """What was recorded and not yet frozen. Bounded: `max_series` a metric, the rest fold into one series and are counted."""
+    """What was recorded and not yet frozen. Bounded: `max_series` a metric, the rest fold into one series and are counted.
+
+    A value belongs to the 10 s window of the server's clock in which it was recorded, however long it waits (see waiting.py).
+    """
 
     def __init__(self, max_series: int = 2000) -> None:
         self._max_series = max_series
         self._lock = threading.Lock()
         self._tables: dict[str, _Table] = {}
         self._complained: set[str] = set()
+        self._waiting = Waiting()
+        self._shift_us = 0
+        """From our clock to the server's, as of the last freeze."""
+        self._begin(monotonic())
 
     def add(self, metric: str, kind: Kind, value: Any, labels: Labels | None = None) -> None:
         """Record one value. What is not acceptable is counted, and logged once per metric."""
@@ -87,7 +89,7 @@ class Recorder:
             if table is None or table.definition.kind != kind:
                 table = self._table(metric, kind)
             self._record(table, value, labels or _NOTHING)
-        except (ObservatoryError, ValueError, TypeError, OverflowError, ArithmeticError) as error:
+        except Exception as error:  # whatever it was given: nobody's request fails for a metric
             self._refuse(metric, error)
 
     def describe(self, metric: str, definition: Definition) -> None:
@@ -97,8 +99,11 @@ class Recorder:
             if not isinstance(text, str) or len(text) > 500:
                 raise InvalidArgument(f"metric {metric}: {what} must be a text of at most 500 characters, got {text!r:.80}")
         with self._lock:
-            if metric not in self._tables:
-                self._tables[metric] = _Table(metric, OURS.get(metric, definition))
+            known = self._tables.setdefault(str(metric), _Table(str(metric), OURS.get(metric, definition))).definition.kind
+        if known != definition.kind:
+            raise InvalidArgument(
+                f"metric {metric} is a {known} here, and cannot be a {definition.kind} too", remedy="Give it another name"
+            )
 
     def _table(self, metric: str, kind: Kind) -> _Table:
         with self._lock:
@@ -124,9 +129,11 @@ class Recorder:
         else:
             nano = value * units.NANO if type(value) is int else units.nano(value)
             if not 0 <= nano <= _LARGEST:
-                raise ValueError(f"{value!r:.40} is negative or too large")
+                raise ValueError(f"{units.shown(value, 40)} is negative or too large")
         spelled = tuple(labels.items())
         with self._lock:
+            if monotonic() >= self._until:
+                self._close()
             found = table.known.get(spelled)
             if found is None:
                 found = self._find(table, spelled, labels)
@@ -157,37 +164,58 @@ class Recorder:
             table.known[spelled] = found
         return found
 
-    def _count(self, metric: str, labels: Labels) -> None:
+    def _count(self, metric: str, labels: Labels, times: int = 1) -> None:
         """Count something of our own, while holding the lock."""
+        if not times:
+            return
         table = self._tables.setdefault(metric, _Table(metric, OURS[metric]))
         text = series.text(labels)
         found = table.series.get(text)
         if found is None and len(table.series) < MAX_METRICS:
             found = table.series[text] = _Series(text)
         if found is not None:
-            found.nano += units.NANO
+            found.nano += units.NANO * times
 
     def _refuse(self, metric: str, error: Exception) -> None:
-        shown = metric if metric in self._tables else "unknown"
+        shown = metric if isinstance(metric, str) and metric in self._tables else "unknown"
         with self._lock:
             self._count(names.VALUES_REFUSED, {"metric": shown})
             first = shown not in self._complained and len(self._complained) < MAX_METRICS
             self._complained.add(shown)
         if first:
-            INTERNAL.warning("metric %.80s: a value was refused and counted (%s)", metric, error)
+            INTERNAL.warning("metric %s: a value was refused and counted (%s)", units.shown(metric), error)
+
+    def _begin(self, now: float) -> None:
+        """A window begins, in the middle of one of the server's or at its start."""
+        self._since = now
+        self._until = now + (WINDOW_US - (int(now * 1e6) + self._shift_us) % WINDOW_US) / 1e6
+
+    def _close(self) -> None:
+        """What was added since the last time, into the windows that wait; while holding the lock."""
+        groups, now = [], monotonic()
+        for table in self._tables.values():
+            kind = table.definition.kind
+            if kind == "gauge":
+                continue
+            additions = [pair for found in table.series.values() for pair in found.take(kind)]
+            if additions:
+                groups.append(Group(table.name, table.definition, additions))
+        if groups:
+            # The middle: the server's clock may be known a little better by the time that it is asked which window this is.
+            folded = self._waiting.put(Window(int((self._since + min(self._until, now)) / 2 * 1e6), groups))
+            self._count(names.WINDOWS_FOLDED, {}, folded)
+        self._begin(now)
+
+    def windows(self, now_us: int) -> list[Window]:
+        """Take everything that was added since the last time, by windows of the server's clock, which says `now_us`."""
+        with self._lock:
+            self._shift_us = now_us - int(monotonic() * 1e6)
+            self._close()
+            return [Window(window.at_us + self._shift_us, window.groups) for window in self._waiting.take()]
 
     def freeze(self) -> list[Group]:
-        """Take everything that was added since the last time."""
-        groups = []
-        with self._lock:
-            for table in self._tables.values():
-                kind = table.definition.kind
-                if kind == "gauge":
-                    continue
-                additions = [pair for found in table.series.values() for pair in found.take(kind)]
-                if additions:
-                    groups.append(Group(table.name, table.definition, additions))
-        return groups
+        """As `windows`, where time does not matter."""
+        return [group for window in self.windows(0) for group in window.groups]
 
     def gauges(self) -> list[tuple[str, Definition, str, float]]:
         """Every gauge as it stands: metric, definition, series, value."""
@@ -212,13 +240,14 @@ class Recorder:
                 if not math.isfinite(moved):
                     raise ValueError(f"{by!r} more is not a finite number")
                 found.value = moved
-        except (ObservatoryError, ValueError, TypeError) as error:
+        except Exception as error:
             self._refuse(metric, error)
 
     def forget(self) -> None:
         """A forked child: what was recorded before is its parent's. The lock may have been held by a thread that is gone."""
         self._lock = threading.Lock()
         self._tables = {name: _Table(name, table.definition) for name, table in self._tables.items()}
+        self._waiting = Waiting()
 
 
 class _Handle:

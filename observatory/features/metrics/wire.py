@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from ...keys import WINDOW_US, Key, Keys
-from .recorder import Group
+from .waiting import Group
 
 KEEP_WINDOWS_MS = 25 * 3600 * 1000
 """How long a 10 s window is kept: a day, and an hour for whoever asks late."""
