@@ -147,7 +147,7 @@ class Lifetime:
         patience = settings.redis.connect_timeout + (_EMBEDDED_START if store.address.embedded is not None else 0.0)
         try:
             # The connection may take longer than the bound of a single decision.
-            await store.link("decisions").connected(patience)
+            await store.connected(patience)
             await self._beat()
         except StoreUnavailable as error:
             INTERNAL.error("%s opens without its store", settings.service_name)

@@ -26,6 +26,12 @@ _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
 _TICK = 0.005
 """Seconds: how closely a deadline is kept. Under load many fall due at once, and are told together."""
 
+_LATE = 0.05
+"""Seconds: a watch this far behind its time tells of a blocked loop, whose answers may lie in the socket already."""
+
+RAW = frozenset({"NOSCRIPT"})
+"""The refusals that whoever sends a script hears as they came. Nothing was executed then."""
+
 _MORE = object()
 """What the parser answers when it needs more bytes (its default, False, is also a reply)."""
 
@@ -45,16 +51,23 @@ class Link(asyncio.Protocol):
     """Calls in flight on one connection, made when first needed and made again after it broke.
 
     max_wait: seconds from a caller's arrival to its StoreUnavailable. drop_after: seconds after which an unanswered call takes
-    the connection down, since what comes behind it is stuck too.
+    the connection down, since what comes behind it is stuck too. raw: codes that stay ServerError, for the rooms above.
     """
 
     def __init__(
-        self, connect: Callable[[], Awaitable[AbstractConnection]], *, name: str, max_wait: float, drop_after: float
+        self,
+        connect: Callable[[], Awaitable[AbstractConnection]],
+        *,
+        name: str,
+        max_wait: float,
+        drop_after: float,
+        raw: frozenset[str] = RAW,
     ) -> None:
         self._connect = connect
         self.name = name
         self._max_wait = max_wait
         self._drop_after = drop_after
+        self._raw = raw
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: AbstractConnection | None = None
         self._transport: asyncio.WriteTransport | None = None
@@ -197,15 +210,26 @@ class Link(asyncio.Protocol):
         if isinstance(reply, ServerError) and reply.code == "READONLY" and self._loop is not None:
             # A primary that was demoted keeps its clients; the address may lead to the new one by now.
             demoted = StoreUnavailable("the store became a replica; the connection was dropped")
-            self._loop.call_soon(self._leave, demoted)
+            self._loop.call_soon(self.leave, demoted)
         if future is None or future.done():
             return
         if isinstance(reply, ServerError):
-            future.set_exception(reply if reply.code == "NOSCRIPT" else from_server(reply))
+            future.set_exception(reply if reply.code in self._raw else from_server(reply))
         else:
             future.set_result(reply)
 
-    def _leave(self, fault: ObservatoryError) -> None:
+    @property
+    def crowded(self) -> bool:
+        """No room for two commands that belong together."""
+        return len(self._in_flight) + 2 > MAX_OUTSTANDING
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """Where the connection leads, while there is one."""
+        connection = self._connection
+        return None if connection is None else (getattr(connection, "host", ""), getattr(connection, "port", 0))
+
+    def leave(self, fault: ObservatoryError) -> None:
         """Drop the connection, and make the next one without a storm of attempts while there is no better."""
         if self._transport is None or self._loop is None:
             return

@@ -129,7 +129,11 @@ def test_every_setting_says_what_it_means() -> None:
     ("url", "says"),
     [
         ("http://x", "scheme 'http' is not supported"),
-        ("redis+sentinel://x", "not supported"),
+        ("redis+sentinel://x", "name of the primary is missing"),
+        ("redis+sentinel://:s3cret/x@h/main", "hosts or ports cannot be read"),
+        ("redis+sentinel://h/main?sentinel_pass=x", "unknown option 'sentinel_pass'"),
+        ("redis+cluster://h:1,,g", "hosts or ports cannot be read"),
+        ("redis+cluster://h:1/2", "only database 0"),
         ("redis://h:port/0", "redis.url"),
         ("redis://h/zero", "not a database number"),
         ("redis://h/0?nonsense=1", "unknown option 'nonsense'"),

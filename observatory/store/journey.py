@@ -1,0 +1,229 @@
+"""One call on its way: sent, redirected, healed, acknowledged by replicas; answered once.
+
+What holds: a call goes on to another place only after a server said that it did not execute it. Whatever else ends it ends it
+for good, as UNKNOWN.
+"""
+
+import asyncio
+from typing import Any, Protocol
+
+from ..errors import StoreUnavailable
+from .faults import ServerError, from_server
+from .link import Link
+from .node import LinkName, Node, Patience
+from .script import Script
+
+MAX_REDIRECTS = 5
+_PAUSE = 0.025
+"""Seconds before what a server could not take yet is sent to it again."""
+
+
+class Routes(Protocol):
+    """Who serves a slot."""
+
+    def pick(self, slot: int | None) -> Node | None:
+        """The primary of a slot, any for None. None: not known."""
+
+    def moved(self, slot: int, where: str, told_by: Node) -> Node:
+        """A server says that the slot is served at "host:port"."""
+
+    def named(self, where: str, told_by: Node) -> Node:
+        """The node at "host:port"."""
+
+    def suspect(self) -> None:
+        """Something is wrong with what is known; look again, soon."""
+
+    def learn(self) -> "asyncio.Future[None]":
+        """Look again, now. Done when it is known, or nobody answers (then `pick` finds nothing or the old)."""
+
+
+class Alone:
+    """The routes where there is one server."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def pick(self, slot: int | None) -> Node:  # noqa: ARG002, D102, RUF100
+        return self._node
+
+    def moved(self, slot: int, where: str, told_by: Node) -> Node:  # noqa: ARG002, RUF100
+        return told_by
+
+    def named(self, where: str, told_by: Node) -> Node:  # noqa: ARG002, RUF100
+        return told_by
+
+    def suspect(self) -> None:
+        return
+
+    def learn(self) -> "asyncio.Future[None]":
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
+class Journey:
+    """From `begin` to `answer`. script: heals NOSCRIPT. replicas: how many must have the write before it counts."""
+
+    __slots__ = (
+        *("_again", "_command", "_deadline", "_healed", "_hops", "_link", "_max_wait", "_replicas", "_routes", "_script"),
+        *("_slot", "_timer", "answer"),
+    )
+
+    def __init__(
+        self,
+        routes: Routes,
+        slot: int | None,
+        command: tuple[str | bytes | float, ...],
+        link: LinkName,
+        patience: Patience,
+        *,
+        script: Script | None = None,
+        replicas: int = 0,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._routes, self._slot, self._command, self._link = routes, slot, command, link
+        self._script, self._replicas = script, replicas
+        self._max_wait = patience.of(link).max_wait
+        self._deadline = loop.time() + self._max_wait
+        self._hops = 0
+        self._healed: Node | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self.answer: asyncio.Future[Any] = loop.create_future()
+
+    def begin(self) -> "asyncio.Future[Any]":
+        """Sent when it returns, unless it has to be found out first where to."""
+        node = self._routes.pick(self._slot)
+        if node is None:
+            self._detour()
+            self._routes.learn().add_done_callback(self._learned)
+        else:
+            self._go(node)
+        return self.answer
+
+    def _go(self, node: Node, *, asking: bool = False, heal: bool = False) -> None:
+        wire = node.link(self._link)
+        if asking and wire.crowded:
+            # ASKING without its command would hold for somebody else's.
+            self._fail(StoreUnavailable("too many calls are waiting for the store already"))
+            return
+        if heal and self._script is not None:
+            wire.call("SCRIPT", "LOAD", self._script.text).add_done_callback(heard)
+        if asking:
+            wire.call("ASKING").add_done_callback(heard)
+        call = wire.call(*self._command)
+        wait = self._wait(wire) if self._replicas else None
+
+        def done(call: "asyncio.Future[Any]") -> None:
+            if self.answer.done():
+                heard(call)
+            elif (error := call.exception()) is not None:
+                self._refused(error, node, asking)
+            elif wait is None:
+                self._end(call.result())
+            else:
+                wait.add_done_callback(lambda wait: self._acknowledged(call.result(), wait))
+
+        call.add_done_callback(done)
+
+    def _wait(self, wire: Link) -> "asyncio.Future[Any]":
+        """Behind the write on its own connection: of all that was written there before it."""
+        timeout_ms = max(int(self._max_wait * 800), 1)
+        wait = wire.call("WAIT", self._replicas, timeout_ms)
+        wait.add_done_callback(heard)
+        return wait
+
+    def _acknowledged(self, result: Any, wait: "asyncio.Future[Any]") -> None:
+        if self.answer.done():
+            return
+        error = None if wait.cancelled() else wait.exception()
+        if error is not None:
+            self._fail(StoreUnavailable(f"the write stands on the primary; whether replicas have it is unknown: {error}"))
+        elif (count := wait.result()) < self._replicas:
+            self._fail(
+                StoreUnavailable(
+                    f"{count} of {self._replicas} replicas acknowledged in time; the write stands on the primary",
+                    context={"acknowledged": str(count)},
+                )
+            )
+        else:
+            self._end(result)
+
+    def _refused(self, error: BaseException, node: Node, asking: bool) -> None:  # noqa: FBT001, RUF100
+        if not isinstance(error, ServerError):
+            if isinstance(error, StoreUnavailable):
+                self._routes.suspect()
+            self._fail(error)
+        elif error.code == "NOSCRIPT" and self._script is not None and self._healed is not node:
+            self._healed = node
+            self._go(node, asking=asking, heal=True)
+        elif error.code in ("MOVED", "ASK") and self._hops < MAX_REDIRECTS:
+            self._hops += 1
+            self._detour()
+            _, slot, where = str(error).split(" ")[:3]
+            if error.code == "ASK":
+                self._go(self._routes.named(where, node), asking=True)
+            else:
+                self._go(self._routes.moved(int(slot), where, node))
+        elif error.code in ("TRYAGAIN", "CLUSTERDOWN"):
+            self._routes.suspect()
+            self._later(from_server(error))
+        elif error.code in ("MOVED", "ASK"):
+            self._routes.suspect()
+            self._fail(StoreUnavailable(f"the cluster sent us on {self._hops} times without an answer"))
+        else:
+            self._fail(from_server(error))
+
+    # where it cannot go straight
+    def _detour(self) -> None:
+        """From here on a clock of its own: each link only knows when it was handed the call."""
+        if self._timer is None:
+            self._timer = self.answer.get_loop().call_at(self._deadline, self._expire)
+            self.answer.add_done_callback(self._settled)
+
+    def _settled(self, _: object) -> None:
+        for timer in (self._timer, self._again):
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self) -> None:
+        self._fail(StoreUnavailable(f"the store did not answer within {self._max_wait:g} s", context={"link": self._link}))
+
+    def _later(self, fault: BaseException) -> None:
+        """Once more in a moment, while there is time; what the server said otherwise."""
+        loop = self.answer.get_loop()
+        if loop.time() + _PAUSE >= self._deadline:
+            self._fail(fault)
+            return
+        self._detour()
+        self._again = loop.call_later(_PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        if not self.answer.done():
+            self.begin()
+
+    def _learned(self, looked: "asyncio.Future[None]") -> None:
+        if self.answer.done():
+            return
+        if looked.cancelled():
+            self._fail(StoreUnavailable("the store is closed"))
+            return
+        node = self._routes.pick(self._slot)
+        if node is None:
+            self._later(StoreUnavailable("no reachable node of the cluster knows who serves this key"))
+        else:
+            self._go(node)
+
+    def _end(self, result: Any) -> None:
+        if not self.answer.done():
+            self.answer.set_result(result)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+def heard(call: "asyncio.Future[Any]") -> None:
+    """Whoever waits for the answer hears of the error behind it."""
+    if not call.cancelled():
+        call.exception()
