@@ -1,4 +1,4 @@
-"""A cluster's map: which primary serves which slot. Asked of any node, put right by every MOVED, asked anew when one is lost."""
+"""Which primary serves which slot: a map, asked of any node, put right by every MOVED, asked anew when a node is lost."""
 
 import asyncio
 from typing import Any
