@@ -8,7 +8,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from ..errors import ObservatoryError, StoreUnavailable
 from .address import Address, place
-from .link import RAW
+from .link import RAW, fresh
 from .node import Node, Patience
 
 REDIRECTS = RAW | {"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"}
@@ -75,8 +75,7 @@ class Cluster:
         self._looked_at = -1e9
         self._turn = 0
         self._closed = False
-        self.fault: ObservatoryError | None = None
-        """Why the last look found nothing."""
+        self._fault: ObservatoryError | None = None
 
     # the routes of a journey
     def pick(self, slot: int | None) -> Node | None:
@@ -97,6 +96,11 @@ class Cluster:
         node = self._served[slot] = self.named(where, told_by)
         self.suspect()
         return node
+
+    @property
+    def fault(self) -> ObservatoryError | None:
+        """Why the last look found nobody who knows."""
+        return self._fault
 
     def suspect(self) -> None:
         """Look again, unless that was done a moment ago."""
@@ -119,7 +123,7 @@ class Cluster:
             raise StoreUnavailable("the store is closed")
         await asyncio.shield(self.learn())
         if not self._primaries:
-            raise self.fault or StoreUnavailable("no node of the cluster answers")
+            raise fresh(self._fault) if self._fault else StoreUnavailable("no node of the cluster answers")
         return dict(self._primaries)
 
     def _node(self, host: str, port: int) -> Node:
@@ -135,7 +139,7 @@ class Cluster:
 
     async def _look(self) -> None:
         """Ask one node after another, another one first each time: the one we asked last may itself be cut off."""
-        self.fault = None
+        self._fault = None
         seeds = {place(*seed): seed for seed in self._address.nodes}
         names = list(dict.fromkeys([*self._primaries, *seeds]))
         self._turn += 1
@@ -147,16 +151,16 @@ class Cluster:
                     async with asyncio.timeout(_EACH):
                         reply = await node.link("topology").call("CLUSTER", "SLOTS")
                 except TimeoutError:
-                    self.fault = self.fault or StoreUnavailable(f"{name} did not answer within {_EACH:g} s")
+                    self._fault = self._fault or StoreUnavailable(f"{name} did not answer within {_EACH:g} s")
                     continue
                 except ObservatoryError as error:
-                    self.fault = error
+                    self._fault = error
                     continue
                 if reply:
                     self._take(reply, name)
-                    self.fault = None
+                    self._fault = None
                     return
-                self.fault = StoreUnavailable(f"{name} knows of no slots that are served")
+                self._fault = StoreUnavailable(f"{name} knows of no slots that are served")
         finally:
             self._looked_at = asyncio.get_running_loop().time()
             self._looking = None

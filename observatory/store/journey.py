@@ -7,15 +7,18 @@ for good, as UNKNOWN.
 import asyncio
 from typing import Any, Protocol
 
-from ..errors import StoreUnavailable
+from ..errors import ObservatoryError, StoreUnavailable
 from .faults import ServerError, from_server
-from .link import Link
+from .link import Link, fresh
 from .node import LinkName, Node, Patience
 from .script import Script
 
 MAX_REDIRECTS = 5
 _PAUSE = 0.025
 """Seconds before what a server could not take yet is sent to it again."""
+
+_TENTH_MS = 120
+"""Milliseconds: how late a WAIT may end, and some for the way."""
 
 
 class Routes(Protocol):
@@ -29,6 +32,10 @@ class Routes(Protocol):
 
     def named(self, where: str, told_by: Node) -> Node:
         """The node at "host:port"."""
+
+    @property
+    def fault(self) -> ObservatoryError | None:
+        """Why the last look found nobody who knows."""
 
     def suspect(self) -> None:
         """Something is wrong with what is known; look again, soon."""
@@ -51,6 +58,10 @@ class Alone:
 
     def named(self, where: str, told_by: Node) -> Node:  # noqa: ARG002, RUF100
         return told_by
+
+    @property
+    def fault(self) -> None:
+        return None
 
     def suspect(self) -> None:
         return
@@ -128,7 +139,8 @@ class Journey:
 
     def _wait(self, wire: Link) -> "asyncio.Future[Any]":
         """Behind the write on its own connection: of all that was written there before it."""
-        timeout_ms = max(int(self._max_wait * 800), 1)
+        # A server looks at who has waited long enough ten times a second; its answer should come before ours.
+        timeout_ms = max(int(self._max_wait * 1000) - _TENTH_MS, int(self._max_wait * 400), 1)
         wait = wire.call("WAIT", self._replicas, timeout_ms)
         wait.add_done_callback(heard)
         return wait
@@ -209,10 +221,12 @@ class Journey:
             self._fail(StoreUnavailable("the store is closed"))
             return
         node = self._routes.pick(self._slot)
-        if node is None:
-            self._later(StoreUnavailable("no reachable node of the cluster knows who serves this key"))
-        else:
+        if node is not None:
             self._go(node)
+        elif self._routes.fault is not None:
+            self._fail(fresh(self._routes.fault))
+        else:
+            self._later(StoreUnavailable("no node of the cluster serves this key"))
 
     def _end(self, result: Any) -> None:
         if not self.answer.done():

@@ -111,7 +111,7 @@ class Link(asyncio.Protocol):
                 loop.call_soon(self._flush)
             self._out.append(packed)
         elif now < self._fail_until and self._fault is not None:
-            future.set_exception(_copy(self._fault))
+            future.set_exception(fresh(self._fault))
             return future
         else:
             call = _Call(future, now)
@@ -132,7 +132,7 @@ class Link(asyncio.Protocol):
             self._connecting = self._loop.create_task(self._open(), name=f"observatory link {self.name}")
         await asyncio.wait({self._connecting}, timeout=timeout)
         if self._transport is None:
-            raise _copy(self._fault or StoreUnavailable(f"no connection to the store within {timeout:g} s"))
+            raise fresh(self._fault or StoreUnavailable(f"no connection to the store within {timeout:g} s"))
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -188,7 +188,7 @@ class Link(asyncio.Protocol):
         unsent, self._unsent = self._unsent, deque()
         for call, _ in unsent:
             if call.future is not None and not call.future.done():
-                call.future.set_exception(_copy(fault))
+                call.future.set_exception(fresh(fault))
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
@@ -281,7 +281,7 @@ class Link(asyncio.Protocol):
         in_flight, self._in_flight = self._in_flight, deque()
         for call in in_flight:
             if call.future is not None and not call.future.done():
-                call.future.set_exception(_copy(fault))
+                call.future.set_exception(fresh(fault))
 
     def close(self) -> None:
         """Fail what is outstanding and let go of the connection. Opens again only as a new link."""
@@ -311,6 +311,6 @@ def _settled(call: _Call) -> bool:
     return call.future is None or call.future.done()
 
 
-def _copy(fault: ObservatoryError) -> ObservatoryError:
+def fresh(fault: ObservatoryError) -> ObservatoryError:
     """One exception object per caller: a traceback grows with every raise of the same one."""
     return type(fault)(fault.message, remedy=fault.remedy, retry_after=fault.retry_after, context=fault.context)

@@ -73,13 +73,14 @@ def test_commands_go_by_their_first_key() -> None:
     """And what has none goes anywhere."""
     slot = slot_of_key("{a}x")
     assert slot == slot_of_key("a") == slot_of_key(b"b{a}")
-    for command in (
+    keyed: tuple[tuple[str | bytes | float, ...], ...] = (
         *(("GET", "{a}"), ("set", "{a}", "1", "PX", 5), ("XREAD", "COUNT", 5, "BLOCK", 1, "STREAMS", "{a}", "0-0")),
         *(("EVALSHA", "sha", 1, "{a}", "x"), ("HGETALL", b"{a}")),
-    ):
+    )
+    for command in keyed:
         assert slot_of(command) == slot
-    for command in (("PING",), ("INFO", "server"), ("EVAL", "return 1", 0, "{a}"), ("SCRIPT", "LOAD", "return 1")):
-        assert slot_of(command) is None
+    keyless = ("PING",), ("INFO", "server"), ("EVAL", "return 1", 0, "{a}"), ("SCRIPT", "LOAD", "return 1")
+    assert [slot_of(command) for command in keyless] == [None] * 4
 
 
 async def test_every_key_finds_its_primary(used: Cluster, at: Open, redirects: Counter[str]) -> None:
@@ -123,7 +124,7 @@ async def test_nobody_there_is_unavailable(at: Open) -> None:
         await store.connected(5.0)
     with pytest.raises(StoreUnavailable):
         await store.everywhere("PING")
-    assert asyncio.get_running_loop().time() - began < 6.0
+    assert asyncio.get_running_loop().time() - began < 1.0
 
 
 async def test_closing_ends_those_who_wait(at: Open) -> None:
