@@ -1,6 +1,7 @@
 """Which primary serves which slot: a map, asked of any node, put right by every MOVED, asked anew when a node is lost."""
 
 import asyncio
+from itertools import islice
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
@@ -79,9 +80,10 @@ class Cluster:
 
     # the routes of a journey
     def pick(self, slot: int | None) -> Node | None:
-        """The primary of a slot; the first for a command without a key."""
+        """The primary of a slot; for a command without a key each in turn."""
         if slot is None:
-            return next(iter(self._primaries.values()), None)
+            self._turn += 1
+            return next(islice(self._primaries.values(), self._turn % max(len(self._primaries), 1), None), None)
         return self._served[slot]
 
     def named(self, where: str, told_by: Node) -> Node:
@@ -116,6 +118,11 @@ class Cluster:
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(self._look(), name="observatory cluster map")
         return self._looking
+
+    @property
+    def unserved(self) -> int:
+        """Slots that nobody serves, as far as is known."""
+        return self._served.count(None)
 
     async def primaries(self) -> dict[str, Node]:
         """Every primary by "host:port", as of now."""

@@ -151,6 +151,17 @@ class Store:
             return await Journey(self._cluster, slot_of(command), command, link, self._patience).begin()
         return await self.link(link).call(*command)
 
+    @property
+    def unserved(self) -> int:
+        """Slots of a cluster that nobody serves, as far as is known."""
+        return 0 if self._cluster is None else self._cluster.unserved
+
+    async def ping(self) -> None:
+        """Some primary answers; the fault of the first otherwise."""
+        answers = list((await self.everywhere("PING", link="decisions")).values())
+        if all(isinstance(answer, BaseException) for answer in answers):
+            raise answers[0]
+
     async def everywhere(self, *command: str | bytes | float, link: LinkName = "bulk") -> dict[str, Any]:
         """The same command to every primary: by its place the answer, or the error of ours."""
         if self._cluster is None:

@@ -177,6 +177,21 @@ async def test_killed_master_is_followed(own_cluster: Cluster, at: Open) -> None
     assert await load.check(lost=100) > 100
 
 
+async def test_what_was_sent_is_not_sent_again(own_cluster: Cluster, at: Open) -> None:
+    """Connections are cut while calls are under way: those are unknown, and were executed at most once."""
+    store = at(own_cluster.url)
+    load = Load(store, SPREAD)
+    async with load.running(64):
+        await load.recovered(within=5)
+        for _ in range(30):
+            for member in own_cluster.primaries:
+                await asyncio.to_thread(member, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await asyncio.sleep(0.03)
+        await load.recovered(within=5)
+    assert await load.check() > 500
+    assert sum(load.unknown.values()) > 64, "some answers were lost"
+
+
 async def test_planned_failover_loses_nothing(own_cluster: Cluster, at: Open, redirects: Counter[str]) -> None:
     """CLUSTER FAILOVER under load: not one count is lost, none is made twice."""
     store = at(own_cluster.url)

@@ -8,6 +8,8 @@ import pytest
 
 from observatory.errors import ConfigurationError, StoreMisconfigured, StoreUnavailable
 from observatory.store.address import address
+from observatory.store.sentinel import Primary
+from observatory.store.sentinel import Sentinels as SentinelsOf
 from observatory.store.store import Store
 from tests.servers import free_port, wait_until
 from tests.store.load import ADD, Load, store_at
@@ -71,6 +73,21 @@ async def test_unknown_name_has_a_remedy(sentinels: Sentinels, at: Open) -> None
         await at(sentinels.url.replace(f"/{PRIMARY}", "/other")).command("PING")
     with pytest.raises(StoreUnavailable, match="no sentinel answers"):
         await at(f"redis+sentinel://127.0.0.1:{free_port()}/main").command("PING")
+
+
+async def test_named_server_is_asked_for_its_role(sentinels: Sentinels, at: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentinels that are behind name a server that is a replica by now: it would answer reads for ever."""
+    store, replica = at(sentinels.url), sentinels.replicas[0]
+
+    async def behind(_: object) -> Primary:
+        return Primary(0, "127.0.0.1", replica.port)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SentinelsOf, "primary", behind)
+        with pytest.raises(StoreUnavailable, match="says it is slave"):
+            await store.command("GET", "k")
+    await asyncio.sleep(0.1)
+    assert await store.command("GET", "k") is None
 
 
 async def test_killed_primary_is_replaced_under_load(own_sentinels: Sentinels, at: Open) -> None:
