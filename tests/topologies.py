@@ -1,7 +1,9 @@
 """Real servers in company: a primary with replicas and sentinels, and a cluster. On loopback, and gone with the test."""
 
 import os
+import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -11,18 +13,29 @@ from typing import Any
 
 import redis
 
-from tests.servers import die_with_parent, find, free_port, wait_until
+from tests.servers import die_with_parent, find, wait_until
 
 PRIMARY = "main"
+_given: set[int] = set()
+
+
+def _port() -> int:
+    """Free, with the one 10,000 higher, where a cluster's bus is; below those that the system gives to outgoing connections."""
+    while True:
+        port = random.randrange(10_500, 20_500)
+        with socket.socket() as one, socket.socket() as bus, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 class Member:
     """One server of several, on a port of its own."""
 
     def __init__(self, kind: str, directory: Path, *options: str, sentinel: str | None = None) -> None:
-        self.port = free_port()
-        while self.port > 50_000:  # a cluster's bus is 10,000 higher
-            self.port = free_port()
+        self.port = _port()
         directory.mkdir(parents=True, exist_ok=True)
         common = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory), "--loglevel", "warning")
         if sentinel is not None:
@@ -69,6 +82,8 @@ class Member:
             self._client.connection_pool.release(reply)
 
     def answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"it has ended: {self._command}"
         with suppress(redis.RedisError):
             return bool(self("PING"))
         return False

@@ -63,6 +63,7 @@ _ARGUMENTS = {key.replace(".", "_"): key for key in TABLE}
 _ENVIRONMENT = {f"OBSERVATORY_{name.upper()}": key for name, key in _ARGUMENTS.items()}
 _STANDARD = {"OTEL_SERVICE_NAME": "service_name"}
 _OTHERS = {"OBSERVATORY_CONFIG"}
+_URLS = {"OBSERVATORY_REDIS_URL", "OBSERVATORY_CACHE_REDIS_URL"}
 
 
 def _nearest(word: str, known: Mapping[str, Any] | set[str], quote: str = '"') -> str:
@@ -130,6 +131,8 @@ def _environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[tu
         if name.startswith(("OBSERVATORY_SERVICE_HOST", "OBSERVATORY_SERVICE_PORT", "OBSERVATORY_PORT", "OBSERVATORY_TEST_")):
             continue
         secret = name.removesuffix("_FILE")
+        if name in _URLS and not value:
+            continue  # as `docker compose` hands on a variable that is not set
         if name in _ENVIRONMENT:
             yield _ENVIRONMENT[name], name, value
         elif secret in _ENVIRONMENT and TABLE[_ENVIRONMENT[secret]][0].kind == "secret":

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes, urlsplit
 
 import msgspec
 import platformdirs
@@ -82,8 +82,7 @@ def address(
         raise ConfigurationError("redis.url cannot be read", remedy=_ESCAPE) from None
     match parts.scheme:
         case "embedded":
-            directory = Path(unquote(parts.path)) if parts.path.strip("/") else home / "embedded"
-            return Address(shown=f"embedded://{directory}", embedded=directory)
+            return _embedded(url, home)
         case "redis" | "rediss":
             return _tcp(parts.scheme, url, password)
         case "unix":
@@ -98,6 +97,22 @@ def address(
             return _cluster(parts.scheme, url, password)
         case _:
             raise ConfigurationError(f"redis.url: scheme {parts.scheme!r} is not supported", remedy=_SUPPORTED)
+
+
+def _embedded(url: str, home: Path) -> Address:
+    parts = urlsplit(url)
+    if parts.netloc or parts.query or parts.fragment:
+        raise ConfigurationError(
+            "redis.url: embedded:// takes a path and nothing else",
+            remedy="Write embedded:///absolute/path, with # ? % of a path escaped as %23 %3F %25",
+        )
+    directory = Path(os.fsdecode(unquote_to_bytes(parts.path))) if parts.path.strip("/") else home / "embedded"
+    return Address(shown=embedded_url(directory), embedded=directory)
+
+
+def embedded_url(directory: Path) -> str:
+    """The URL of an embedded server's directory, as another process will read it."""
+    return f"embedded://{quote(os.fsencode(directory))}"
 
 
 def _may_be_embedded(environment: str, environ: Mapping[str, str]) -> None:

@@ -247,10 +247,14 @@ class Link(asyncio.Protocol):
 
     def _tick(self) -> None:
         """Give up on whoever has waited long enough; drop a link whose oldest call is stuck."""
-        self._timer = None
+        timer, self._timer = self._timer, None
         if self._loop is None:
             return
         now = self._loop.time()
+        if timer is not None and now - timer.when() > _LATE:
+            # What the loop did instead of reading is nobody's fault here: first what came meanwhile.
+            self._timer = self._loop.call_at(now + _TICK, self._tick)
+            return
         if self._in_flight and not self._idle and now - self._moved_at >= self._drop_after:
             self._drop(StoreUnavailable(f"no answer from the store for {self._drop_after:g} s; the connection was dropped"))
         overdue, waiting = now - self._max_wait + 1e-4, self._waiting

@@ -114,6 +114,14 @@ def test_secrets_come_by_file_and_are_not_shown(tmp_path: Path) -> None:
     assert "12345" not in str(caught.value)
 
 
+def test_empty_url_is_none() -> None:
+    """As `docker compose` hands on a variable that is not set; an address that was given stays."""
+    empty = {"OBSERVATORY_REDIS_URL": "", "OBSERVATORY_CACHE_REDIS_URL": ""}
+    assert Settings.load(environ=empty).redis.url is None
+    assert Settings.load(environ=empty).cache.redis_url is None
+    assert not Settings.load(environ=empty).warnings
+
+
 def test_unknown_argument_is_named() -> None:
     with pytest.raises(ConfigurationError, match='argument redis_ulr: no such setting, did you mean "redis_url"'):
         Settings.load(environ={}, redis_ulr="x")

@@ -127,9 +127,33 @@ async def test_nobody_there_is_unavailable(at: Open) -> None:
     assert asyncio.get_running_loop().time() - began < 1.0
 
 
-async def test_closing_ends_those_who_wait(at: Open) -> None:
+@pytest.fixture
+async def silent() -> AsyncIterator[int]:
+    """The port of somebody who listens, and never says a word."""
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    listener = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    yield listener.sockets[0].getsockname()[1]
+    listener.close()
+    await asyncio.sleep(0.05)
+
+
+async def test_silent_nodes_cost_the_bounded_wait(silent: int, at: Open) -> None:
+    """The clock runs from the caller's arrival, not from when the map is known."""
+    store = at(f"redis+cluster://127.0.0.1:{silent},localhost:{silent}", max_wait=0.25)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.25 s"):
+        await store.run(ADD, ["k"], [])
+    assert asyncio.get_running_loop().time() - began < 0.35
+    store.close()
+
+
+async def test_closing_ends_those_who_wait(silent: int, at: Open) -> None:
     """Also who waits for the map; nothing is left running."""
-    store = at("redis+cluster://10.255.255.1:1", max_wait=30.0)
+    store = at(f"redis+cluster://127.0.0.1:{silent}", max_wait=30.0)
     call = asyncio.ensure_future(store.run(ADD, ["k"], []))
     await asyncio.sleep(0.05)
     store.close()
