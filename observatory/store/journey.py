@@ -17,9 +17,6 @@ MAX_REDIRECTS = 5
 _PAUSE = 0.025
 """Seconds before what a server could not take yet is sent to it again."""
 
-_TENTH_MS = 120
-"""Milliseconds: how late a WAIT may end, and some for the way."""
-
 
 class Routes(Protocol):
     """Who serves a slot."""
@@ -76,8 +73,8 @@ class Journey:
     """From `begin` to `answer`. script: heals NOSCRIPT. replicas: how many must have the write before it counts."""
 
     __slots__ = (
-        *("_again", "_command", "_deadline", "_healed", "_hops", "_link", "_max_wait", "_replicas", "_routes", "_script"),
-        *("_slot", "_timer", "answer"),
+        *("_again", "_healed", "_hops", "_link", "_max_wait", "_routes", "_slot", "_timer"),
+        *("answer", "command", "deadline", "replicas", "script"),
     )
 
     def __init__(
@@ -92,10 +89,10 @@ class Journey:
         replicas: int = 0,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._routes, self._slot, self._command, self._link = routes, slot, command, link
-        self._script, self._replicas = script, replicas
+        self._routes, self._slot, self.command, self._link = routes, slot, command, link
+        self.script, self.replicas = script, replicas
         self._max_wait = patience.of(link).max_wait
-        self._deadline = loop.time() + self._max_wait
+        self.deadline = loop.time() + self._max_wait
         self._hops = 0
         self._healed: Node | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -113,60 +110,22 @@ class Journey:
         return self.answer
 
     def _go(self, node: Node, *, asking: bool = False, heal: bool = False) -> None:
-        wire = node.link(self._link)
-        if asking and wire.crowded:
-            # ASKING without its command would hold for somebody else's.
-            self._fail(StoreUnavailable("too many calls are waiting for the store already"))
+        leg = _Leg(self, node, asking=asking, heal=heal)
+        if not self.replicas:
+            leg.send(node.link(self._link))
             return
-        if heal and self._script is not None:
-            wire.call("SCRIPT", "LOAD", self._script.text).add_done_callback(heard)
-        if asking:
-            wire.call("ASKING").add_done_callback(heard)
-        call = wire.call(*self._command)
-        wait = self._wait(wire) if self._replicas else None
+        group = node.strict(self._link)
+        if group.busy:
+            self._detour()
+        group.add(leg)
 
-        def done(call: "asyncio.Future[Any]") -> None:
-            if self.answer.done():
-                heard(call)
-            elif (error := call.exception()) is not None:
-                self._refused(error, node, asking)
-            elif wait is None:
-                self._end(call.result())
-            else:
-                wait.add_done_callback(lambda wait: self._acknowledged(call.result(), wait))
-
-        call.add_done_callback(done)
-
-    def _wait(self, wire: Link) -> "asyncio.Future[Any]":
-        """Behind the write on its own connection: of all that was written there before it."""
-        # A server looks at who has waited long enough ten times a second; its answer should come before ours.
-        timeout_ms = max(int(self._max_wait * 1000) - _TENTH_MS, int(self._max_wait * 400), 1)
-        wait = wire.call("WAIT", self._replicas, timeout_ms)
-        wait.add_done_callback(heard)
-        return wait
-
-    def _acknowledged(self, result: Any, wait: "asyncio.Future[Any]") -> None:
-        if self.answer.done():
-            return
-        error = None if wait.cancelled() else wait.exception()
-        if error is not None:
-            self._fail(StoreUnavailable(f"the write stands on the primary; whether replicas have it is unknown: {error}"))
-        elif (count := wait.result()) < self._replicas:
-            self._fail(
-                StoreUnavailable(
-                    f"{count} of {self._replicas} replicas acknowledged in time; the write stands on the primary",
-                    context={"acknowledged": str(count)},
-                )
-            )
-        else:
-            self._end(result)
-
-    def _refused(self, error: BaseException, node: Node, asking: bool) -> None:  # noqa: FBT001, RUF100
+    def refused(self, error: BaseException, node: Node, *, asking: bool) -> None:
+        """A server, or the way to it, said no: go on where that is allowed."""
         if not isinstance(error, ServerError):
             if isinstance(error, StoreUnavailable):
                 self._routes.suspect()
-            self._fail(error)
-        elif error.code == "NOSCRIPT" and self._script is not None and self._healed is not node:
+            self.fail(error)
+        elif error.code == "NOSCRIPT" and self.script is not None and self._healed is not node:
             self._healed = node
             self._go(node, asking=asking, heal=True)
         elif error.code in ("MOVED", "ASK") and self._hops < MAX_REDIRECTS:
@@ -182,15 +141,15 @@ class Journey:
             self._later(from_server(error))
         elif error.code in ("MOVED", "ASK"):
             self._routes.suspect()
-            self._fail(StoreUnavailable(f"the cluster sent us on {self._hops} times without an answer"))
+            self.fail(StoreUnavailable(f"the cluster sent us on {self._hops} times without an answer"))
         else:
-            self._fail(from_server(error))
+            self.fail(from_server(error))
 
     # where it cannot go straight
     def _detour(self) -> None:
         """From here on a clock of its own: each link only knows when it was handed the call."""
         if self._timer is None:
-            self._timer = self.answer.get_loop().call_at(self._deadline, self._expire)
+            self._timer = self.answer.get_loop().call_at(self.deadline, self._expire)
             self.answer.add_done_callback(self._settled)
 
     def _settled(self, _: object) -> None:
@@ -199,13 +158,13 @@ class Journey:
                 timer.cancel()
 
     def _expire(self) -> None:
-        self._fail(StoreUnavailable(f"the store did not answer within {self._max_wait:g} s", context={"link": self._link}))
+        self.fail(StoreUnavailable(f"the store did not answer within {self._max_wait:g} s", context={"link": self._link}))
 
     def _later(self, fault: BaseException) -> None:
         """Once more in a moment, while there is time; what the server said otherwise."""
         loop = self.answer.get_loop()
-        if loop.time() + _PAUSE >= self._deadline:
-            self._fail(fault)
+        if loop.time() + _PAUSE >= self.deadline:
+            self.fail(fault)
             return
         self._detour()
         self._again = loop.call_later(_PAUSE, self._resume)
@@ -218,23 +177,79 @@ class Journey:
         if self.answer.done():
             return
         if looked.cancelled():
-            self._fail(StoreUnavailable("the store is closed"))
+            self.fail(StoreUnavailable("the store is closed"))
             return
         node = self._routes.pick(self._slot)
         if node is not None:
             self._go(node)
         elif self._routes.fault is not None:
-            self._fail(fresh(self._routes.fault))
+            self.fail(fresh(self._routes.fault))
         else:
             self._later(StoreUnavailable("no node of the cluster serves this key"))
 
-    def _end(self, result: Any) -> None:
+    def end(self, result: Any) -> None:
+        """The answer, unless there is one."""
         if not self.answer.done():
             self.answer.set_result(result)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """The error as the answer, unless there is one."""
         if not self.answer.done():
             self.answer.set_exception(error)
+
+
+class _Leg:
+    """One of a journey's attempts, at one node."""
+
+    __slots__ = ("_asking", "_call", "_heal", "_journey", "_node", "deadline", "replicas")
+
+    def __init__(self, journey: Journey, node: Node, *, asking: bool, heal: bool) -> None:
+        self._journey, self._node, self._asking, self._heal = journey, node, asking, heal
+        self._call: asyncio.Future[Any] | None = None
+        self.replicas, self.deadline = journey.replicas, journey.deadline
+
+    def send(self, wire: Link) -> bool:
+        """Written in this tick, all of it in one write."""
+        journey = self._journey
+        if journey.answer.done():
+            return False
+        if self._asking and wire.crowded:
+            # ASKING without its command would hold for somebody else's.
+            journey.fail(StoreUnavailable("too many calls are waiting for the store already"))
+            return False
+        if self._heal and journey.script is not None:
+            wire.call("SCRIPT", "LOAD", journey.script.text).add_done_callback(heard)
+        if self._asking:
+            wire.call("ASKING").add_done_callback(heard)
+        self._call = wire.call(*journey.command)
+        self._call.add_done_callback(self._answered)
+        return True
+
+    def _answered(self, call: "asyncio.Future[Any]") -> None:
+        if self._journey.answer.done():
+            heard(call)
+        elif (error := call.exception()) is not None:
+            self._journey.refused(error, self._node, asking=self._asking)
+        elif not self.replicas:
+            self._journey.end(call.result())
+
+    def acknowledged(self, wait: "asyncio.Future[Any]") -> None:
+        """The write counts, or its caller hears where it is."""
+        error = wait.exception()
+        call, journey = self._call, self._journey
+        if call is None or not call.done() or call.exception() is not None:
+            return  # it was refused, and went elsewhere
+        if error is not None:
+            journey.fail(StoreUnavailable(f"the write stands on the primary; whether replicas have it is unknown: {error}"))
+        elif (count := wait.result()) < self.replicas:
+            journey.fail(
+                StoreUnavailable(
+                    f"{count} of {self.replicas} replicas acknowledged in time; the write stands on the primary",
+                    context={"acknowledged": str(count)},
+                )
+            )
+        else:
+            journey.end(call.result())
 
 
 def heard(call: "asyncio.Future[Any]") -> None:

@@ -7,6 +7,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from ..errors import ObservatoryError
 from .link import RAW, Link
+from .strict import Strict
 
 LinkName = Literal["decisions", "values", "bulk", "blocking", "durable", "topology"]
 """durable: writes that wait for replicas. topology: questions about the cluster itself."""
@@ -36,6 +37,7 @@ class Node:
         self._patience = patience
         self._raw = raw
         self.links: dict[str, Link] = {}
+        self._strict: dict[str, Strict] = {}
 
     def link(self, name: LinkName) -> Link:
         """The link of this name."""
@@ -45,6 +47,13 @@ class Node:
             link = self.links[name] = Link(self._connect, name=name, max_wait=max_wait, drop_after=drop_after, raw=self._raw)
         return link
 
+    def strict(self, name: LinkName) -> Strict:
+        """Writes over the link of this name that wait for replicas."""
+        group = self._strict.get(name)
+        if group is None:
+            group = self._strict[name] = Strict(self.link(name))
+        return group
+
     def leave(self, other_than: tuple[str, int], fault: ObservatoryError) -> None:
         """Drop every connection that leads elsewhere."""
         for link in self.links.values():
@@ -53,12 +62,12 @@ class Node:
 
     def close(self) -> None:
         """Fail what is outstanding, and let go."""
-        links, self.links = self.links, {}
+        links, self.links, self._strict = self.links, {}, {}
         for link in links.values():
             link.close()
 
     def abandon(self) -> None:
         """A forked child: the connections are the parent's."""
-        links, self.links = self.links, {}
+        links, self.links, self._strict = self.links, {}, {}
         for link in links.values():
             link.abandon()

@@ -42,13 +42,13 @@ async def at() -> AsyncIterator[Open]:
 def redirects(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """What servers refused with, by its first word."""
     seen: Counter[str] = Counter()
-    refused = Journey._refused
+    refused = Journey.refused
 
-    def counted(self: Journey, error: BaseException, *rest: Any) -> None:
+    def counted(self: Journey, error: BaseException, *rest: Any, **more: Any) -> None:
         seen[str(error).split(" ", 1)[0]] += 1
-        refused(self, error, *rest)
+        refused(self, error, *rest, **more)
 
-    monkeypatch.setattr(Journey, "_refused", counted)
+    monkeypatch.setattr(Journey, "refused", counted)
     return seen
 
 

@@ -77,6 +77,46 @@ async def test_too_few_say_how_many(sentinels: Sentinels, at: Open) -> None:
     assert await store.command("GET", "strict") == b"3"
 
 
+async def test_many_share_one_wait(sentinels: Sentinels, at: Open) -> None:
+    """Hundreds of callers at once take a few waits, each of which covers all that was written before it."""
+    store, primary = at(sentinels.url, max_wait=2.0), sentinels.primary
+    in_step(sentinels, 2)
+    primary("DEL", "strict")
+    primary("CONFIG", "RESETSTAT")
+    calls = [store.send(ADD, ["strict"], [], replicas=1 + number % 2) for number in range(400)]
+    assert sorted(await asyncio.gather(*calls)) == list(range(1, 401))
+    assert all(int(replica("GET", "strict")) == 400 for replica in sentinels.replicas)
+    waits = int(primary("INFO", "commandstats").decode().partition("cmdstat_wait:calls=")[2].partition(",")[0])
+    assert waits < 8
+
+
+async def test_nothing_is_written_for_who_gave_up(sentinels: Sentinels, at: Open) -> None:
+    """No replica answers, and callers keep coming: what was not written when its caller gave up never is."""
+    store, primary = at(sentinels.url, max_wait=0.25), sentinels.primary
+    in_step(sentinels, 2)
+    primary("DEL", "strict")
+    await store.send(ADD, ["strict"], [], replicas=2)
+    loop = asyncio.get_running_loop()
+
+    async def ask() -> str:
+        began = loop.time()
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.send(ADD, ["strict"], [], replicas=2)
+        assert loop.time() - began < 0.32
+        return str(caught.value)
+
+    with standing_still(*sentinels.replicas):
+        calls = []
+        for _ in range(200):
+            calls.append(asyncio.ensure_future(ask()))
+            await asyncio.sleep(0.005)
+        said = await asyncio.gather(*calls)
+        value = int(primary("GET", "strict"))
+        assert value - 1 >= sum("stands on the primary" in text for text in said)
+        await asyncio.sleep(0.5)
+        assert int(primary("GET", "strict")) == value
+
+
 async def test_fast_callers_do_not_wait_behind_it(sentinels: Sentinels, at: Open) -> None:
     """They have another connection."""
     store = at(sentinels.url, max_wait=0.5)
