@@ -12,6 +12,9 @@ from observatory import Limit, Metric, Observatory
 from observatory.keys import PERMANENT
 from observatory.store.check import findings
 from observatory.worker.worker import Worker
+from tests.servers import ROOT, environment, process
+from tests.store.load import script
+from tests.store.test_fork import FORKING
 from tests.topologies import Cluster, Sentinels
 
 Topology = Sentinels | Cluster
@@ -77,6 +80,46 @@ async def test_everything_works(opening: Callable[..., Any]) -> None:
     assert health.status == "degraded", "no append-only file"
     assert len(await first.instances()) == 3
     assert {finding.name: finding.status for finding in health.checks}["version"] == "ok"
+
+
+async def test_forked_children_are_their_own(opening: Callable[..., Any], topology: Topology) -> None:
+    """Neither connections nor the map nor the watch over the sentinels are shared with the parent."""
+    obs = await opening()
+    with process(["-c", FORKING, topology.url, obs.settings.namespace], environment()) as one:
+        out, said = await asyncio.to_thread(one.communicate, timeout=60)
+    assert one.returncode == 0, out + said
+    assert "Warning" not in said, said
+    assert (await obs.metrics.query("test_forked_total")).value == 4 * 30 + 10
+
+
+async def test_documented_rights_are_enough(opening: Callable[..., Any], topology: Topology) -> None:
+    """A user who may do what docs/operations.md lists, and no more; the password is asked for, and not shown."""
+    text = (
+        (ROOT / "docs" / "operations.md").read_text().partition("ACL SETUSER observatory on >SECRET ")[2].partition("\n\n")[0]
+    )
+    rights = [word for word in text.split() if word.startswith(("~", "+")) or word == "resetchannels"]
+    redis7 = b"redis_version:7.0" in topology.primaries[0]("INFO", "server")
+    rights = [word for word in rights if not (redis7 and word == "+client|setinfo")]
+    for member in topology.members if isinstance(topology, Cluster) else topology.data:
+        member("ACL", "SETUSER", "observatory", "reset", "on", ">s3cret", *rights)
+    obs = await opening(redis_url=topology.url.replace("//", "//observatory:s3cret@"))
+    assert "s3cret" not in obs.store.address.shown
+    assert (await obs.rate_limiter.check(Limit("rights", 5, per="1h"), "a")).remaining == 4
+    write = script("return redis.call('SET', KEYS[1], '0,0,1,1', 'PX', 60000)")
+    assert await obs.store.send(write, [obs.store.keys.bucket("strict", "a")], [], replicas=1) == b"OK"
+    obs.metrics.increment_counter("rights_total", 3)
+    obs.metrics.set_gauge("rights_now", 3)
+    obs.record_request("openai", "gpt-4o-mini", latency=0.1)
+    await obs.flush()
+    assert (await obs.metrics.query("rights_total", "sum", since="1h")).value == 3
+    cache = obs.cache(str, name="rights")
+    await cache.set("k", "v")
+    assert await cache.get("k") == "v"
+    assert await obs.leases.acquire("rights", 5.0) is not None
+    assert len(await obs.instances()) == 1
+    health = await obs.health()
+    assert "bad" not in {finding.status for finding in health.checks}
+    assert (await obs.events.lag())["accepted"] == 1
 
 
 async def test_each_primary_is_looked_at(opening: Callable[..., Any], topology: Topology) -> None:
