@@ -47,13 +47,13 @@ class Alone:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def pick(self, slot: int | None) -> Node:  # noqa: ARG002, D102, RUF100
+    def pick(self, slot: int | None) -> Node:
         return self._node
 
-    def moved(self, slot: int, where: str, told_by: Node) -> Node:  # noqa: ARG002, RUF100
+    def moved(self, slot: int, where: str, told_by: Node) -> Node:
         return told_by
 
-    def named(self, where: str, told_by: Node) -> Node:  # noqa: ARG002, RUF100
+    def named(self, where: str, told_by: Node) -> Node:
         return told_by
 
     @property

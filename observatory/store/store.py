@@ -96,6 +96,8 @@ class Store:
     async def _connect(self) -> AbstractConnection:
         if self._sentinels is not None:
             return await self._sentinels.connect()
+        if self._cluster is not None:
+            raise StoreUnavailable("a cluster has no link of its own: send, run or command know whose it is")
         if self.address.embedded is None:
             return self.address.connection(self._connect_timeout)
         if self._server is None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from .link import Link
 
-_TENTH = 0.12
+_TENTH = 0.15
 """Seconds: how late a server may end a WAIT (it looks ten times a second), and some for the way."""
 
 

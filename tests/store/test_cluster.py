@@ -147,7 +147,7 @@ async def test_silent_nodes_cost_the_bounded_wait(silent: int, at: Open) -> None
     began = asyncio.get_running_loop().time()
     with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.25 s"):
         await store.run(ADD, ["k"], [])
-    assert asyncio.get_running_loop().time() - began < 0.35
+    assert asyncio.get_running_loop().time() - began < 0.45
     store.close()
 
 
@@ -178,7 +178,7 @@ async def test_stopped_primary_costs_the_bounded_wait(own_cluster: Cluster, at: 
                 began = loop.time()
                 with pytest.raises(StoreUnavailable):
                     await store.run(ADD, [SPREAD[0]], [])
-                assert loop.time() - began < 0.4
+                assert loop.time() - began < 0.8
                 assert await store.command("EXISTS", others[0]) == 1
             await load.recovered(within=10)
         finally:
@@ -287,7 +287,7 @@ async def test_keys_on_both_sides_wait(own_cluster: Cluster, at: Open, redirects
     began = asyncio.get_running_loop().time()
     with pytest.raises(StoreUnavailable, match="TRYAGAIN"):
         await store.run(both, keys, [])
-    assert 0.2 < asyncio.get_running_loop().time() - began < 0.5
+    assert 0.2 < asyncio.get_running_loop().time() - began < 1.0
     waiting = asyncio.ensure_future(store.run(both, keys, []))
     await asyncio.sleep(0.05)
     source("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", keys[1])
@@ -330,4 +330,4 @@ async def test_part_of_it_away_is_clusterdown(own_cluster: Cluster, at: Open) ->
         began = loop.time()
         with pytest.raises(StoreUnavailable):
             await store.run(ADD, [key], [])
-        assert loop.time() - began < 0.6
+        assert loop.time() - began < 0.9
