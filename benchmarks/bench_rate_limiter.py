@@ -16,7 +16,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from throttled.asyncio import RedisStore, Throttled, per_duration
 
 from observatory import Limit, Observatory, Settings
-from observatory.features.rate_limiter.limit import Shape
+from observatory.features.rate_limiter.shape import shape_of
 from observatory.keys import Keys
 from observatory.store.script import load
 
@@ -71,18 +71,19 @@ def evalsha(pool: Pool) -> Limiter:
 
     @asynccontextmanager
     async def limiter(server: Server, quota: Quota) -> AsyncIterator[Take]:
-        script = load("rate_limiter/check")
-        shape = Shape.of(Limit("bench", quota.amount, per=timedelta(minutes=quota.minutes)))
+        script = load("rate_limiter/decide")
+        shape = shape_of(Limit("bench", quota.amount, per=timedelta(minutes=quota.minutes)))
         cost_us, cost_part = shape.time_of(1)
         spelling = Keys("bench", 4, b"benchmark")
         keys = {identity: spelling.bucket("bench", identity) for identity in (*IDENTITIES, *SCRATCH)}
-        arguments = (0, shape.capacity_us, shape.capacity_part, cost_us, cost_part, shape.denominator)
+        fence = spelling.fence()
+        arguments = (0, 1, b"[" + shape.wire(0) + b"]", f'[["take","",0,1,{cost_us},{cost_part}]]')
         client = Redis.from_pool(_blocking(server)) if pool == "blocking" else Redis.from_url(server.tcp_url)
         async with client:
             sha = await client.script_load(script.text)
 
             async def take(identity: str) -> bool:
-                return bool((await client.evalsha(sha, 1, keys[identity], *arguments))[0])
+                return bool((await client.evalsha(sha, 2, fence, keys[identity], *arguments))[2][0])
 
             yield take
 

@@ -1,6 +1,6 @@
 """Observatory: a fleet of asyncio LLM applications acts as one, through the Redis it already has."""
 
-from .client import Health, Observatory
+from .client import Observatory
 from .errors import (
     BudgetExceeded,
     CacheError,
@@ -27,6 +27,7 @@ from .llm import Usage
 from .logs import Logger
 from .names import Metric
 from .settings import Settings
+from .store.check import Health
 from .version import __version__
 
 __all__ = [

@@ -37,8 +37,9 @@ class Observatory:
     """One per process, made at import time: no I/O, no event loop, until it is opened. Opening is counted (nesting is fine) and
     may be repeated.
 
-    redis_url: redis://, rediss://, unix:// or embedded://; None: OBSERVATORY_REDIS_URL, else an embedded server where that is
-    harmless. namespace: part of every key. settings: as made by Settings.load; None: loaded when first needed.
+    redis_url: redis://, redis+sentinel://, redis+cluster:// (rediss with TLS), unix:// or embedded://; None:
+    OBSERVATORY_REDIS_URL, else an embedded server where that is harmless. namespace: part of every key. settings: as made by
+    Settings.load; None: loaded when first needed.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class Observatory:
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
-                    await store.command("PING")
+                    await store.ping()
                     if not store.joined and presence is not None:
                         await presence.beat()
                     return
@@ -216,7 +217,7 @@ class Observatory:
     async def health(self) -> Health:
         """How this process is: ok, degraded (something to look at), down (the store does not answer)."""
         try:
-            await self.store.command("PING")
+            await self.store.ping()
             checks = tuple(await findings(self.store, self.settings.redis.allow_eviction))
         except ObservatoryError as error:
             return Health("down", 0, (describe(error),))

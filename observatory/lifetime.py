@@ -67,12 +67,12 @@ class Lifetime:
 
     @property
     def is_open(self) -> bool:
-        return self._opens > 0
+        return self._opens > 0 and not self._outlived()
 
     # for the rooms
     def store(self) -> Store:
         """The coordination store. NotOpen says what to do about it; StoreMisconfigured while it is not fit."""
-        if self._store is None:
+        if self._store is None or self._outlived():
             raise NotOpen(
                 "this Observatory is not open", remedy="Use it inside `async with obs:`, or give your app lifespan=obs.lifespan"
             )
@@ -111,6 +111,7 @@ class Lifetime:
     async def open(self, load: Callable[[], Settings]) -> None:
         """The first one opens; the others are counted."""
         loop = asyncio.get_running_loop()
+        self._bury()
         if self._loop is not loop:
             if self._opens:
                 raise NotOpen("this Observatory is open on another event loop")
@@ -151,7 +152,7 @@ class Lifetime:
         patience = settings.redis.connect_timeout + (_EMBEDDED_START if store.address.embedded is not None else 0.0)
         try:
             # The connection may take longer than the bound of a single decision.
-            await store.link("decisions").connected(patience)
+            await store.connected(patience)
             await self._beat()
         except StoreUnavailable as error:
             INTERNAL.error("%s opens without its store", settings.service_name)
@@ -195,6 +196,7 @@ class Lifetime:
     # closing
     async def aclose(self) -> None:
         """The last one closes. Completes also when the caller is cancelled meanwhile, who hears of it afterwards."""
+        self._bury()
         if self._changing is None or self._opens == 0:
             return
         async with self._changing:
@@ -243,15 +245,30 @@ class Lifetime:
         except (TimeoutError, StoreError) as error:
             INTERNAL.error("%s closes without its last flush: %s", settings.service_name, error or "out of time")
 
-    def after_fork(self) -> None:
-        """In a forked child: a process of its own. What was recorded, held or connected before is its parent's."""
-        self.identity = _new_identity()
+    def _outlived(self) -> bool:
+        """The loop was closed without closing us."""
+        return self._loop is not None and self._loop.is_closed()
+
+    def _bury(self) -> None:
+        """What belonged to a loop that is closed cannot be closed any more; what was recorded stays, for the next opening."""
+        if not self._outlived():
+            return
+        number = self._number
+        self._let_go()
+        self._number = number
+
+    def _let_go(self) -> None:
         for store in (self._store, self._cache_store):
             if store is not None:
                 store.abandon()
         if self._shown is not None:
             INTERNAL.removeHandler(self._shown)
         self._reset()
+
+    def after_fork(self) -> None:
+        """In a forked child: a process of its own. What was recorded, held or connected before is its parent's."""
+        self.identity = _new_identity()
+        self._let_go()
         self._forget()
 
 

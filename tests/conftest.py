@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import redis
 from observatory import Observatory
 from observatory.keys import PERMANENT
 from tests.servers import Server, find
+from tests.topologies import Cluster, Sentinels, running
 
 
 @pytest.fixture
@@ -66,6 +67,54 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
     one.start()
     yield one
     one.stop()
+
+
+@pytest.fixture(scope="session")
+def topologies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Sentinels | Cluster]]:
+    """ "sentinel" or "cluster" of a kind of server, started when first asked for."""
+    running_: dict[tuple[str, str], Sentinels | Cluster] = {}
+    with ExitStack() as stack:
+
+        def topology(shape: str, kind: str) -> Sentinels | Cluster:
+            if (shape, kind) not in running_:
+                made = (Sentinels if shape == "sentinel" else Cluster)(kind, tmp_path_factory.mktemp(shape))
+                stack.enter_context(running(made))
+                running_[shape, kind] = made
+            return running_[shape, kind]
+
+        yield topology
+
+
+@pytest.fixture
+def cluster(topologies: Callable[[str, str], Sentinels | Cluster]) -> Cluster:
+    """Three masters and their replicas, shared by tests that leave them as they are."""
+    shared = topologies("cluster", "valkey")
+    assert isinstance(shared, Cluster)
+    return shared
+
+
+@pytest.fixture
+def sentinels(topologies: Callable[[str, str], Sentinels | Cluster]) -> Sentinels:
+    """A primary, its replicas and sentinels, shared by tests that leave them as they are."""
+    shared = topologies("sentinel", "valkey")
+    assert isinstance(shared, Sentinels)
+    return shared
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def own_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster that this test may take apart."""
+    one = Cluster(request.param, tmp_path / "cluster")
+    with running(one):
+        yield one
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def own_sentinels(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sentinels]:
+    """Sentinels whose primary this test may take away."""
+    one = Sentinels(request.param, tmp_path / "sentinels")
+    with running(one):
+        yield one
 
 
 @pytest.fixture

@@ -31,7 +31,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def main(
     context: typer.Context,
-    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss://, unix:// or embedded://")] = None,
+    redis_url: Annotated[
+        str | None,
+        typer.Option(help="redis://, redis+sentinel://, redis+cluster:// (rediss… with TLS), unix:// or embedded://"),
+    ] = None,
     namespace: Annotated[str | None, typer.Option(help="part of every key")] = None,
     file: Annotated[str | None, typer.Option("--config", metavar="FILE", help="observatory.toml")] = None,
     as_json: AsJson = False,

@@ -11,6 +11,7 @@ from .. import errors
 from ..client import Observatory
 from ..lifeline import stop_signal
 from ..store import embedded
+from ..store.address import embedded_url
 from .context import OUT, Context
 from .fleet import Child, Fleet, url
 
@@ -75,7 +76,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Services and workers on one store, embedded unless the settings name another; all gone when it ends."""
     if data_dir is not None and context.redis_url is None:
-        context.redis_url = f"embedded://{data_dir}"
+        context.redis_url = embedded_url(data_dir)
     obs = context.observatory("up", log_level=log_level)
     async with obs:
         await obs.ready(timeout=20.0)

@@ -63,6 +63,7 @@ _ARGUMENTS = {key.replace(".", "_"): key for key in TABLE}
 _ENVIRONMENT = {f"OBSERVATORY_{name.upper()}": key for name, key in _ARGUMENTS.items()}
 _STANDARD = {"OTEL_SERVICE_NAME": "service_name"}
 _OTHERS = {"OBSERVATORY_CONFIG"}
+_URLS = {"OBSERVATORY_REDIS_URL", "OBSERVATORY_CACHE_REDIS_URL"}
 
 
 def _nearest(word: str, known: Mapping[str, Any] | set[str], quote: str = '"') -> str:
@@ -130,19 +131,25 @@ def _environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[tu
         if name.startswith(("OBSERVATORY_SERVICE_HOST", "OBSERVATORY_SERVICE_PORT", "OBSERVATORY_PORT", "OBSERVATORY_TEST_")):
             continue
         secret = name.removesuffix("_FILE")
+        if name in _URLS and not value:
+            continue  # as `docker compose` hands on a variable that is not set
         if name in _ENVIRONMENT:
             yield _ENVIRONMENT[name], name, value
         elif secret in _ENVIRONMENT and TABLE[_ENVIRONMENT[secret]][0].kind == "secret":
-            try:
-                yield _ENVIRONMENT[secret], name, Path(value).read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise ConfigurationError(f"{name}: {value}: cannot be read ({error.strerror})") from error
-            except ValueError:  # without its cause, which would show what is in the file
-                raise ConfigurationError(
-                    f"{name}: {value}: is not text in UTF-8", remedy="Write the secret itself into the file, as text"
-                ) from None
+            yield _ENVIRONMENT[secret], name, _secret(name, value)
         else:
             warnings.append(f"{name}: no such setting{_nearest(name, _ENVIRONMENT, '')}")
+
+
+def _secret(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError(f"{name}: {path}: cannot be read ({error.strerror})") from error
+    except ValueError:  # without its cause, which would show what is in the file
+        raise ConfigurationError(
+            f"{name}: {path}: is not text in UTF-8", remedy="Write the secret itself into the file, as text"
+        ) from None
 
 
 def _parse(key: str, value: Any, layer: str) -> Any:

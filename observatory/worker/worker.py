@@ -7,13 +7,15 @@ from ..background import Background, Job
 from ..client import Observatory
 from ..errors import StoreError
 from ..logs import INTERNAL
-from ..store.store import BLOCK_FOR
+from ..store.store import BLOCK_FOR, Store
 from .apply import Entry, Meaning, apply
 from .partitions import Partitions
 
 ENTRIES = 20
 """Stream entries read at once, per partition: up to 2,000 events."""
 BALANCE_EVERY = 0.5
+_POLL = 0.1
+"""Seconds between two looks at streams that cannot be waited for at once."""
 
 
 class Worker:
@@ -90,15 +92,25 @@ class Worker:
             if partition not in self._offsets:
                 stands_at = await store.bulk().command("GET", keys.offset(partition))
                 self._offsets[partition] = stands_at.decode() if stands_at else "0-0"
-        streams = [keys.stream(partition) for partition in held]
+        streams = {keys.stream(partition).encode(): partition for partition in held}
+        reads = [held]
+        if store.is_cluster and len(held) > 1:
+            # One command reads of one server only, and while it waits there the next one does: so nobody waits.
+            reads = [[partition] for partition in held]
+        replies = await asyncio.gather(*(self._ask(store, partitions, wait=len(reads) == 1) for partitions in reads))
+        runs = [(streams[name], entries) for reply in replies for name, entries in (reply or {}).items()]
+        if not runs and len(reads) > 1:
+            await asyncio.sleep(_POLL)
+        return sorted(runs)
+
+    async def _ask(self, store: Store, held: list[int], *, wait: bool) -> dict[bytes, Any] | None:
         reply: dict[bytes, Any] | None = await store.command(
-            *("XREAD", "COUNT", ENTRIES, "BLOCK", int(BLOCK_FOR * 250), "STREAMS"),
-            *streams,
+            *("XREAD", "COUNT", ENTRIES, *(("BLOCK", int(BLOCK_FOR * 250)) if wait else ()), "STREAMS"),
+            *(store.keys.stream(partition) for partition in held),
             *(self._offsets[partition] for partition in held),
             link="blocking",
         )
-        found = {name.decode(): entries for name, entries in (reply or {}).items()}
-        return [(partition, found[stream]) for partition, stream in zip(held, streams, strict=True) if stream in found]
+        return reply
 
     async def _apply(self, partition: int, entries: list[Entry]) -> None:
         store = self._obs.store

@@ -156,6 +156,14 @@ def test_settings_are_printed_without_their_secrets(url: str) -> None:
     assert Settings.load(environ={}, redis_url=url).redis.url == url
 
 
+def test_empty_url_is_none() -> None:
+    """As `docker compose` hands on a variable that is not set; an address that was given stays."""
+    empty = {"OBSERVATORY_REDIS_URL": "", "OBSERVATORY_CACHE_REDIS_URL": ""}
+    assert Settings.load(environ=empty).redis.url is None
+    assert Settings.load(environ=empty).cache.redis_url is None
+    assert not Settings.load(environ=empty).warnings
+
+
 def test_unknown_argument_is_named() -> None:
     with pytest.raises(ConfigurationError, match='argument redis_ulr: no such setting, did you mean "redis_url"'):
         Settings.load(environ={}, redis_ulr="x")
@@ -171,7 +179,11 @@ def test_every_setting_says_what_it_means() -> None:
     ("url", "says"),
     [
         ("http://x", "scheme 'http' is not supported"),
-        ("redis+sentinel://x", "not supported"),
+        ("redis+sentinel://x", "name of the primary is missing"),
+        ("redis+sentinel://:s3cret/x@h/main", "hosts or ports cannot be read"),
+        ("redis+sentinel://h/main?sentinel_pass=x", "unknown option 'sentinel_pass'"),
+        ("redis+cluster://h:1,,g", "hosts or ports cannot be read"),
+        ("redis+cluster://h:1/2", "only database 0"),
         ("redis://h:port/0", "redis.url"),
         ("redis://h/zero", "not a database number"),
         ("redis://h/0?nonsense=1", "unknown option 'nonsense'"),

@@ -1,6 +1,7 @@
 """The embedded server: shared by every process of the machine, gone with the last of them, whatever way they go."""
 
 import os
+import shutil
 import signal
 import time
 from contextlib import ExitStack
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from observatory import ConfigurationError, Observatory
-from observatory.store.embedded import answers, socket_path
+from observatory.store.address import address, embedded_url
+from observatory.store.embedded import Server, answers, socket_path
 from tests.servers import environment, process, wait_until
 
 HOLD = """
@@ -125,6 +127,57 @@ async def test_state_is_kept_between_runs(tmp_path: Path) -> None:
             assert await cache.get("k") == expected
             await cache.set("k", "kept")
         wait_until(lambda: not running(tmp_path / "e"), "the server has ended")
+
+
+async def test_any_path_is_found_by_other_processes(tmp_path: Path) -> None:
+    """What a URL takes for something else: parent and child agree on the directory all the same."""
+    odd = tmp_path / "a#b?c%20d é"
+    url = embedded_url(odd)
+    with process(["-c", HOLD, url]) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "99\n"
+        async with Observatory("x", redis_url=url) as obs:
+            assert obs.store.address.embedded == odd
+            assert obs.store.address.shown == url
+            assert (await obs.rate_limiter.check("api")).remaining == 98
+    assert [name for name in os.listdir(tmp_path) if name.startswith("a")] == [odd.name]
+
+
+@pytest.mark.parametrize("url", ["embedded://data/here", "embedded:///a#b", "embedded:///a?b=c"])
+def test_what_is_not_a_path_is_refused(url: str, tmp_path: Path) -> None:
+    """Instead of another directory than was meant."""
+    with pytest.raises(ConfigurationError, match="takes a path and nothing else"):
+        address(url, environment="production", home=tmp_path)
+
+
+def test_removed_directory_is_made_again(tmp_path: Path) -> None:
+    """Somebody tidied up: who is there gets a new server, others find it, and nothing is left in the end."""
+    directory = tmp_path / "e"
+    first, second = Server(directory), Server(directory)
+    assert answers(first.ensure())
+    # An old server that is slow to end must not take the new one's socket along.
+    (old,) = [pid for pid in servers_of(directory) if b"valkey-server " in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(old, signal.SIGSTOP)
+    shutil.rmtree(directory)
+    assert answers(first.ensure())
+    wait_until(lambda: len(servers_of(directory)) == 2, "the old server and its keeper have ended", timeout=5)
+    assert answers(second.ensure())
+    for one in (first, second):
+        one.release()
+    wait_until(lambda: not servers_of(directory), "no process is left")
+
+
+def test_state_is_nobody_elses_to_read(tmp_path: Path) -> None:
+    """Whatever the umask of whoever was first, and whoever made the directory."""
+    directory = tmp_path / "e"
+    directory.mkdir(mode=0o755)
+    server = Server(directory)
+    server.ensure()
+    made = list((directory / "appendonlydir").rglob("*"))
+    assert made
+    assert not [path for path in made if path.stat().st_mode & 0o077]
+    server.release()
+    wait_until(lambda: not servers_of(directory), "no process is left")
 
 
 async def test_long_path_has_a_short_socket(tmp_path: Path) -> None:

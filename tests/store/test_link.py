@@ -134,6 +134,21 @@ async def test_blocked_loop_does_not_cost_the_link(server: Server) -> None:
     link.close()
 
 
+async def test_blocked_loop_reads_before_it_gives_up(server: Server) -> None:
+    """Longer than max_wait: what was answered meanwhile is an answer."""
+    link = link_to(server.url, max_wait=0.1, drop_after=5.0)
+    await link.call("PING")
+    for _ in range(5):
+        calls = [link.call("ECHO", "x" * 100_000) for _ in range(20)]
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251 (that is the point)
+        assert await asyncio.gather(*calls) == [b"x" * 100_000] * 20
+        call = link.call("PING")
+        time.sleep(0.3)  # noqa: ASYNC251
+        assert await call == b"PONG"
+    link.close()
+
+
 async def test_demoted_primary_is_left(own_server: Server, server: Server, tmp_path: Path) -> None:
     """A name that moves to another server: the old one, now a replica, keeps its clients; they leave by themselves."""
     name = tmp_path / "name"
