@@ -15,6 +15,14 @@ from tests.servers import Server, find
 from tests.topologies import Cluster, Sentinels, running
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Six servers are started once, not once per worker."""
+    for item in items:
+        if "topologies" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("topologies"))
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -67,6 +67,18 @@ async def test_the_primary_is_found(sentinels: Sentinels, at: Open) -> None:
     assert await port_of(at(url)) == sentinels.primary.port
 
 
+async def test_sentinels_ask_for_credentials_of_their_own(sentinels: Sentinels, at: Open) -> None:
+    """With no more rights than docs/operations.md lists; a wrong password is told as such."""
+    rights = ("+sentinel|master", "+sentinel|get-master-addr-by-name", "+hello", "+auth")
+    for one in sentinels.sentinels:
+        one("ACL", "SETUSER", "app", "reset", "on", ">s3cret", *rights)
+    options = "?sentinel_username=app&sentinel_password="
+    assert await port_of(at(f"{sentinels.url}{options}s3cret")) == sentinels.primary.port
+    with pytest.raises(StoreMisconfigured, match=r"WRONGPASS|password") as caught:
+        await at(f"{sentinels.url}{options}wr0ng").command("PING")
+    assert "wr0ng" not in str(caught.value)
+
+
 async def test_unknown_name_has_a_remedy(sentinels: Sentinels, at: Open) -> None:
     """And sentinels that are away are away."""
     with pytest.raises(StoreMisconfigured, match="know no primary 'other'"):
