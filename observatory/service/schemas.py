@@ -8,7 +8,7 @@ from .. import units
 from ..dimensions import checked
 from ..errors import InvalidArgument
 from ..features.events import Envelope, checked_id, checked_type, encoded, new_id, packed
-from ..features.rate_limiter import Limit
+from ..features.rate_limiter import Limit, Override
 from ..llm.call import LLM_CALL, CallData, Usage
 
 Number = int | float | str
@@ -20,13 +20,25 @@ class LimitBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     name: str
     amount: Number
-    per: int | float | str
+    per: int | float | str | None = None
     burst: Number | None = None
     unit: str = "requests"
+    algorithm: str | None = None
     by: str | tuple[str, ...] = ()
+    match: dict[str, str] | str | None = None
+    on_store_down: str = "local"
+    after_failover: str | None = None
+    durability: str = "fast"
+    shadow: bool = False
+    leases: bool | str = False
+    fair_by: str | None = None
+    weights: dict[str, int] = {}
+    overrides: dict[str, Override] = {}
+    alert_at: tuple[float, ...] = ()
+    timezone: str = "UTC"
 
     def limit(self) -> Limit:
-        return Limit(**msgspec.structs.asdict(self))
+        return Limit(**{name: getattr(self, name) for name in self.__struct_fields__})
 
 
 class CheckBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -9,7 +9,8 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from ..errors import ObservatoryError, StoreUnavailable
 from .address import Address, place
-from .link import RAW, fresh
+from .faults import fresh
+from .link import RAW
 from .node import Node, Patience
 
 REDIRECTS = RAW | {"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"}

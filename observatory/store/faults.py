@@ -67,3 +67,8 @@ def from_driver(error: BaseException) -> ObservatoryError:
         return ConfigurationError(f"the store's address is not acceptable: {text}")
     # Some CPython releases raise AttributeError from a connection that was reset while it was being written to.
     return StoreUnavailable(f"the connection to the store broke: {text}")
+
+
+def fresh(fault: ObservatoryError) -> ObservatoryError:
+    """One exception object per caller: a traceback grows with every raise of the same one."""
+    return type(fault)(fault.message, remedy=fault.remedy, retry_after=fault.retry_after, context=fault.context)

@@ -8,8 +8,8 @@ import asyncio
 from typing import Any, Protocol
 
 from ..errors import ObservatoryError, StoreUnavailable
-from .faults import ServerError, from_server
-from .link import Link, fresh
+from .faults import ServerError, fresh, from_server
+from .link import Link
 from .node import LinkName, Node, Patience
 from .script import Script
 

@@ -17,7 +17,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 
 from ..errors import ObservatoryError, StoreUnavailable
-from .faults import ServerError, from_driver, from_server
+from .faults import ServerError, fresh, from_driver, from_server
 
 MAX_OUTSTANDING = 100_000
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -316,8 +316,3 @@ class Link(asyncio.Protocol):
 
 def _settled(call: _Call) -> bool:
     return call.future is None or call.future.done()
-
-
-def fresh(fault: ObservatoryError) -> ObservatoryError:
-    """One exception object per caller: a traceback grows with every raise of the same one."""
-    return type(fault)(fault.message, remedy=fault.remedy, retry_after=fault.retry_after, context=fault.context)

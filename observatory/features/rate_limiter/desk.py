@@ -5,8 +5,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from ...errors import StoreError
+from ...errors import ObservatoryError, StoreError
 from ...keys import Key
+from ...store.faults import fresh
 from ...store.script import lua
 from ...store.store import Store
 from ...types import Clock
@@ -254,7 +255,7 @@ class Desk:
         if error is not None:
             for future, _ in batch.futures:
                 if not future.done():
-                    future.set_exception(_copied(error))
+                    future.set_exception(fresh(error) if isinstance(error, ObservatoryError) else error)
             return
         self._knows.add(fence)
         now_us, fenced_at, *answers = call.result()
@@ -276,10 +277,3 @@ class Desk:
 
 def _unreadable() -> StoreError:
     return StoreError("the state of a limit cannot be read", remedy="observatory rate-limiter reset LIMIT IDENTITY")
-
-
-def _copied(error: BaseException) -> BaseException:
-    """One exception object per caller: a traceback grows with every raise of the same one."""
-    if isinstance(error, StoreError):
-        return type(error)(error.message, remedy=error.remedy, retry_after=error.retry_after, context=error.context)
-    return error
