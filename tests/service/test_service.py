@@ -60,7 +60,11 @@ async def test_check_answers_with_a_decision_and_headers(http: httpx2.AsyncClien
         "reset_after": 0,
         "quota": 60,
         "window": 60.0,
+        "more_after": 1.0,
+        "waited": 0.0,
+        "shadow": False,
         "decided_by": "redis",
+        "parts": [],
     }
     refused = await http.post("/v1/rate_limiter/check", json=body)
     assert (refused.status_code, refused.json()["allowed"], refused.headers["retry-after"]) == (200, False, "1")
@@ -282,7 +286,8 @@ async def test_store_away_is_503_and_health_stays(opening: Open, own_server: Ser
         answers: dict[str, Any] = {}
         for path in ("/healthz", "/readyz", "/metrics"):
             answers[path] = await http.get(path)
-        check = await http.post("/v1/rate_limiter/check", json={"limit": "api"})
+        closed = {"name": "shut", "amount": 9, "per": 60, "on_store_down": "closed"}
+        check = await http.post("/v1/rate_limiter/check", json={"limit": closed})
         assert (check.status_code, check.json()["code"], check.json()["retryable"]) == (503, "store_unavailable", True)
         assert check.headers["retry-after"] == "1"
         assert [answers[path].status_code for path in answers] == [200, 503, 503]

@@ -55,8 +55,8 @@ async def test_error_inside_a_script_is_ours(obs: Observatory) -> None:
     """A key of another type: StoreError, not the driver's class."""
     from observatory.errors import StoreError
 
-    key = obs.store.keys.bucket("typed", "x")
+    key = obs.store.keys.lease("typed")
     await obs.store.command("RPUSH", key, "x")
     await obs.store.command("PEXPIRE", key, 60_000)
     with pytest.raises(StoreError, match="WRONGTYPE"):
-        await obs.rate_limiter.check(Limit("typed", 1, per=1), "x")
+        await obs.leases.acquire("typed", 1.0)

@@ -112,7 +112,7 @@ class Fallback:
             self._tell(one.policy, "open")
             return None
         share = self._shares.get(one.part.key)
-        if share is None or share.shape is not one.shape:
+        if share is None or share.shape != one.shape:
             instances = self._instances()
             whole = one.shape.capacity // instances if instances else 0
             if limit.on_store_down == "closed" or whole < 1 or len(self._shares) >= MOST_BUCKETS:

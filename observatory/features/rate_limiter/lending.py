@@ -82,7 +82,7 @@ class Lending:
             return None
         cost = wanted.asked
         while True:
-            if now < loan.ends_at and loan.shape is wanted.shape:
+            if now < loan.ends_at and loan.shape == wanted.shape:
                 if cost <= loan.left:
                     loan.left -= cost
                     left = wanted.shape.remaining(*loan.debt) + loan.left

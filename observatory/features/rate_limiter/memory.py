@@ -50,7 +50,7 @@ class Memory:
         if denial is None:
             return None
         now = monotonic()
-        if now >= denial.until or denial.version != version or denial.shape is not one.shape:
+        if now >= denial.until or denial.version != version or denial.shape != one.shape:
             del self._denials[one.key]
             return None
         if one.asked != denial.asked:

@@ -13,6 +13,7 @@ from ...names import LIMIT_ALERTS, LIMIT_CONFLICTS
 from ...store.store import Store
 from .decision import Decision
 from .limit import Policy
+from .shape import Shape
 from .wanted import Wanted
 
 _REMEMBERED = 10_000
@@ -33,16 +34,16 @@ class Notices:
         self._store = store
         self._metrics = metrics
         self._told: set[tuple[str, str, float, int]] = set()
-        self._compared: set[int] = set()
+        self._compared: set[tuple[str, Shape]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def look(self, one: Wanted, decision: Decision, now_us: int) -> None:
         """After an answer of the store: is there something to tell?"""
         policy = one.policy
-        if id(policy) not in self._compared:
+        if (policy.limit.name, policy.shape) not in self._compared:
             if len(self._compared) >= _REMEMBERED:
                 self._compared.clear()
-            self._compared.add(id(policy))
+            self._compared.add((policy.limit.name, policy.shape))
             self._start(self._compare(policy))
         if policy.limit.alert_at and decision.capacity:
             used = 1 - float(decision.remaining) / float(decision.capacity)
