@@ -161,7 +161,7 @@ class Desk:
             text += f",{batch.place(shape)},{cost},{part}"
             batch.keys.append(key)
         batch.requests.append(text + "]")
-        batch.futures.append((future, None if request.last else request))
+        batch.futures.append((future, request))
 
     def settle(
         self,
@@ -258,21 +258,28 @@ class Desk:
                     future.set_exception(fresh(error) if isinstance(error, ObservatoryError) else error)
             return
         self._knows.add(fence)
-        now_us, fenced_at, *answers = call.result()
-        for (future, again), one in zip(batch.futures, answers, strict=True):
+        reply = call.result()
+        now_us, fenced_at, place = reply[0], reply[1], 2
+        for future, request in batch.futures:
+            status = reply[place]
+            place += 1
+            if request is None:
+                answer: Any = (status, reply[place], reply[place + 1])
+                place += 2
+            else:
+                ends = place + 5 * len(request.parts) if status >= 0 else place
+                parts = tuple([PartAnswer._make(reply[at : at + 5]) for at in range(place, ends, 5)])
+                place, answer = ends, Answer(status, parts, now_us, fenced_at)
             if future.done():
                 continue
-            status = one[0]
             if status == -1:
                 future.set_exception(_unreadable())
-            elif script is _settle:
-                future.set_result(tuple(one))
-            elif status == -3 and again is not None:
+            elif status == -3 and request is not None and not request.last:
                 # A calendar window ended meanwhile; nothing was taken.
                 self._behind_us += now_us - self.now_us()
-                self._enqueue(batch.store, script, again._replace(last=True), future)
+                self._enqueue(batch.store, script, request._replace(last=True), future)
             else:
-                future.set_result(Answer(status, tuple([PartAnswer(*part) for part in one[1:]]), now_us, fenced_at))
+                future.set_result(answer)
 
 
 def _unreadable() -> StoreError:

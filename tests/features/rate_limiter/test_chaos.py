@@ -111,8 +111,8 @@ async def test_histories_of_eight_processes_under_fire(
         for one in callers[killed:]:
             assert await asyncio.to_thread(one.wait, 20) == 0, one.stderr.read() if one.stderr else ""
     finally:
-        for one in running:
-            one.__exit__(None, None, None)
+        for context in running:
+            context.__exit__(None, None, None)
     history = [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.endswith("}")]
     assert killed
     by_limit: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -182,6 +182,7 @@ async def assert_conserved(obs: Observatory, history: list[dict[str, Any]]) -> N
     """What is gone from a budget that does not grow back is what was admitted, and at most what was asked without an answer."""
     await asyncio.sleep(1.2)
     limit = Limit(**BUDGET, on_store_down="closed")  # type: ignore[arg-type]
+    gone = 0
     for _ in range(20):
         gone = 5000 - int((await obs.rate_limiter.peek(limit)).remaining)
     answered = {(line["before"], line["cost"]) for line in history if line["kind"] in ("yes", "no")}
