@@ -13,8 +13,8 @@ from ...store.store import Store
 from ...types import Clock
 from .shape import Shape
 
-MOST_PARTS = 128
-"""Parts of one script call: what others may have to wait for."""
+MOST_PARTS = 32
+"""Parts of one script call. Enough to spread its fixed cost; and while the server works at one, the next is being written."""
 
 
 @lua("rate_limiter/decide")
@@ -207,7 +207,7 @@ class Desk:
         group = (store, script, strict, slot)
         batch = self._batches.get(group)
         if batch is not None and len(batch.keys) >= MOST_PARTS:
-            self._send(group)
+            self._send(group, at_once=True)
             batch = None
         if batch is None:
             batch = self._batches[group] = _Batch(store)
@@ -221,7 +221,7 @@ class Desk:
         # The embedded server acknowledges what is in its append-only file, and nobody is promoted in its place.
         return 2 if store.address.embedded is not None else int(fence in self._knows)
 
-    def _send(self, group: tuple[Store, Any, bool, str], scheduled: _Batch | None = None) -> None:
+    def _send(self, group: tuple[Store, Any, bool, str], scheduled: _Batch | None = None, *, at_once: bool = False) -> None:
         batch = self._batches.get(group)
         if batch is None or (scheduled is not None and batch is not scheduled):
             return
@@ -245,6 +245,8 @@ class Desk:
                     future.set_exception(error)
             return
 
+        if at_once:
+            store.flush()
         answer.add_done_callback(lambda call: self._answered(batch, script, fence, call))
 
     def _answered(self, batch: _Batch, script: Any, fence: Key, call: "asyncio.Future[list[Any]]") -> None:

@@ -71,8 +71,8 @@ class Scripts:
         flat, found = iter(reply[2:]), []
         for request in requests:
             status = next(flat)
-            parts = [Part(*(next(flat) for _ in Part._fields)) for _ in request[1]] if status >= 0 else []
-            found.append((status, parts))
+            told = [Part(*(next(flat) for _ in Part._fields)) for _ in request[1]] if status >= 0 else []
+            found.append((status, told))
         return found
 
     def settle(
