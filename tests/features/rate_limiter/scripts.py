@@ -69,9 +69,9 @@ class Scripts:
         arguments = [now_us, self.known, limits, msgspec.json.encode(asked)]
         reply = self._run(DECIDE, [self.fence, *keys], arguments)
         flat, found = iter(reply[2:]), []
-        for request in requests:
+        for _, parts, _, _ in requests:
             status = next(flat)
-            told = [Part(*(next(flat) for _ in Part._fields)) for _ in request[1]] if status >= 0 else []
+            told = [Part(*(next(flat) for _ in Part._fields)) for _ in parts] if status >= 0 else []
             found.append((status, told))
         return found
 
