@@ -29,7 +29,7 @@ class Judge:
         self.across = Across(desk)
         self.memory = Memory()
         self.fallback = Fallback(instances)
-        self._lending = Lending(desk, clock)
+        self.lending = Lending(desk, clock, policies)
         self._notices = Notices(desk.store, metrics)
         self._merging: set[asyncio.Task[None]] = set()
 
@@ -58,7 +58,7 @@ class Judge:
                 return remembered
             if one.policy.leased:
                 try:
-                    spent = await self._lending.take(one)
+                    spent = await self.lending.take(one)
                 except StoreUnavailable:
                     spent = None
                 if spent is not None:
@@ -150,11 +150,11 @@ class Judge:
         for task in self._merging:
             task.cancel()
         await self._notices.aclose()
-        await self._lending.give_back()
+        await self.lending.give_back()
 
     def forget(self) -> None:
         """In a forked child: loans are the parent's."""
-        self._lending.forget()
+        self.lending.forget()
         self.memory.clear()
 
 

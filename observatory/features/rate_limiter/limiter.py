@@ -75,6 +75,10 @@ class RateLimiter:
         Of several limits all are taken or none. InvalidArgument, UnknownLimit: nothing was asked. StoreUnavailable (of a
         `closed` limit), or cancelled: whether the cost was taken is unknown; it is not given back (the safe side).
         """
+        if type(cost) is int and type(limit) is str and (identity is None or type(identity) is str):
+            lent = self._judge.lending.spend(limit, identity, cost)
+            if lent is not None:
+                return lent
         one = self._plain(limit, identity, cost)
         if one is not None:
             decision = await self._judge.decide_one("take", one)

@@ -36,6 +36,11 @@ class Scripts:
     def key(self) -> str:
         return f"{{r}}state-{secrets.token_hex(8)}"
 
+    def read(self, key: str) -> str:
+        """The state as it is kept."""
+        text: Any = self.client.get(key)
+        return str(text.decode())
+
     def _run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
         try:
             return self.client.evalsha(script.sha, len(keys), *keys, *arguments)
