@@ -119,7 +119,7 @@ def _fence(said: dict[str, str]) -> Finding:
     return Finding(
         "fence",
         "unknown",
-        "the server does not say its replication id: after a failover a limit may admit again what was forgotten, one burst at most",
+        "the server hides its replication id: after a failover a limit may admit again what was forgotten, one burst at most",
         'Allow INFO to our user; or durability="strict" on limits that must not',
     )
 
