@@ -3,6 +3,7 @@
 python -m benchmarks.bench_reservations [--rounds 5] [--quick] [--write]
 """
 
+import asyncio
 import importlib.metadata
 import os
 import subprocess
@@ -22,7 +23,7 @@ from .child_token_throttle import ACTUAL, ESTIMATE
 from .contest import Server
 from .elsewhere import Elsewhere, elsewhere
 from .goals import times_the_best
-from .harness import Benchmark, BrokenContender, Contender, Once, Table, main
+from .harness import Benchmark, BrokenContender, Contender, Once, Plan, Study, Table, main, reached
 from .limiters import OURS, opened
 
 VERSION = "14.0.0"
@@ -66,6 +67,41 @@ async def _verify_ours(server: Server) -> None:
         await first.settle(0)
         if await one() is None or await one() is not None:
             raise BrokenContender("what was not used did not come back, or more than that did")
+
+
+async def _comes_back(server: Server, plan: Plan) -> list[str]:
+    lines = ["| tasks | checks beside each | said to be returned | came back |", "|---:|---:|---:|---:|"]
+    shares = []
+    for tasks, beside in ((1, 0), (64, 0), (1, 20), (64, 1)):
+        said, came = await _returned(server, tasks, beside)
+        shares.append(came / said)
+        lines.append(f"| {tasks} | {beside} | {said:,} | {came:,} |")
+    return [*lines, "", reached("share of what was returned that came back, at the worst", [min(shares)], 0.99)]
+
+
+async def _returned(server: Server, tasks: int, beside: int) -> tuple[int, int]:
+    """What the settlements said to have returned, and by how much more the bucket has than if nothing had been."""
+    capacity, said, taken = 1_000_000, 0, 1
+    server.empty()
+    async with opened(server.tcp_url) as obs:
+        limiter = obs.rate_limiter
+        limiter.define(_limit(capacity, timedelta(days=1)))
+        await limiter.reserve("bench", "hot", 1, lease=600)
+
+        async def task() -> None:
+            nonlocal said, taken
+            for _ in range(5):
+                held = await limiter.reserve("bench", "hot", ESTIMATE)
+                await asyncio.sleep(0.02)
+                for _ in range(beside):
+                    await limiter.check("bench", "hot", 1)
+                taken += ESTIMATE + beside
+                settled = await held.settle(ACTUAL)
+                said += int(settled.returned["tokens"])
+
+        await asyncio.gather(*[task() for _ in range(tasks)])
+        counted = capacity - int((await limiter.peek("bench", "hot")).remaining)
+    return said, taken - counted
 
 
 def _interpreters() -> list[str]:
@@ -145,6 +181,14 @@ of who is slow is that of the few who were served.""",
             in_flight=(TASKS,),
             goals=(times_the_best(OURS, 100, TASKS),),
             window=2.0,
+        ),
+        Study(
+            title="What comes back",
+            about=f"""\
+A settlement at {ACTUAL} of {ESTIMATE:,} returns {ESTIMATE - ACTUAL} tokens. Here the bucket fills in a day, so what it has
+more at the end was returned. One long hold stays open; *checks beside each*: so often 1 is taken while a task holds its
+estimate.""",
+            answer=_comes_back,
         ),
     ),
     libraries=("observatory-fleet", "redis", "hiredis"),
