@@ -1,6 +1,6 @@
 """What a check costs the server, what a bucket costs its memory, and what becomes of both with more processes and more keys.
 
-python -m benchmarks.bench_growth [--rounds 5] [--seconds 0.4] [--quick] [--write]
+python -m benchmarks.bench_growth [--rounds 7] [--seconds 0.2] [--quick] [--write]
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """One rate-limit check on a shared store: ours, the peers, and the script sent by the bare driver.
 
-python -m benchmarks.bench_rate_limiter [--rounds 5] [--seconds 0.4] [--quick] [--write]
+python -m benchmarks.bench_rate_limiter [--rounds 7] [--seconds 0.2] [--quick] [--write]
 """
 
 import sys

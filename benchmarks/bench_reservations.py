@@ -1,6 +1,6 @@
 """Hold an estimate, settle the truth: one hot bucket, a thousand tasks, ours and token-throttle.
 
-python -m benchmarks.bench_reservations [--rounds 5] [--quick] [--write]
+python -m benchmarks.bench_reservations [--rounds 7] [--quick] [--write]
 """
 
 import asyncio

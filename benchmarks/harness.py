@@ -144,8 +144,8 @@ def _write(name: str, section: str) -> None:
 def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
     """The command line of every benchmark. 1 when a contender has no figure even at the lowest concurrency."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark.name}", description=benchmark.title)
-    parser.add_argument("--rounds", type=int, default=5, help="how often to go round (default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.4, help="per round, contender and concurrency (default: 0.4)")
+    parser.add_argument("--rounds", type=int, default=7, help="how often to go round (default: 7)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="per round, contender and concurrency (default: 0.2)")
     parser.add_argument("--quick", action="store_true", help="one round of 0.1 s: does it run at all?")
     parser.add_argument("--write", action="store_true", help="replace this benchmark's section of benchmarks/RESULTS.md")
     given = parser.parse_args(arguments)
