@@ -7,7 +7,7 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -21,7 +21,7 @@ from .contest import IN_FLIGHT, Server, private_server
 from .elsewhere import Elsewhere, elsewhere
 from .harness import Benchmark, Plan, Study, main, reached, spread
 from .limiters import BARE, HOT, IDENTITIES, NEVER_REFUSES, PEERS, Quota, opened
-from .loop import drive
+from .loop import BrokenContender, drive
 
 PROCESSES = (1, 2, 4, 8)
 KEYS = (1, 1_000, 1_000_000)
@@ -152,6 +152,22 @@ async def _together(children: Sequence[Elsewhere], in_flight: int, seconds: floa
     return sum(len(one.latencies) for one in driven) / max(one.took for one in driven)
 
 
+async def _rounds(heading: str, numbers: Sequence[int], rounds: int, once: Callable[[int], Awaitable[float]]) -> list[str]:
+    """Every number in every round, in a new order each time. A round in which one broke has no figures: ratios need all."""
+    found: dict[int, list[float]] = {number: [] for number in numbers}
+    faults = []
+    for _ in range(rounds):
+        try:
+            one = {number: await once(number) for number in random.sample(numbers, len(numbers))}
+        except BrokenContender as fault:
+            faults.append(f"- A round has no figures: {fault}")
+            continue
+        for number, value in one.items():
+            found[number].append(value)
+    lines = _table(heading, found) if found[numbers[0]] else []
+    return [*lines, "", *faults] if faults else lines
+
+
 def _table(heading: str, found: dict[int, list[float]]) -> list[str]:
     lines = [f"| {heading} | operations/s | ratio to {min(found)} |", "|---:|---:|---:|"]
     for number, values in found.items():
@@ -162,33 +178,34 @@ def _table(heading: str, found: dict[int, list[float]]) -> list[str]:
 
 async def _processes(server: Server, plan: Plan) -> list[str]:
     server.empty()
-    found: dict[int, list[float]] = {number: [] for number in PROCESSES}
     async with AsyncExitStack() as stack:
         children = [
             await stack.enter_async_context(elsewhere("child_observatory", server.tcp_url)) for _ in range(max(PROCESSES))
         ]
         await children[0].ask("verify", start_at=0.0, keys=1)
         await _together(children, 64, 0.1, len(IDENTITIES))
-        for _ in range(plan.rounds):
-            for number in random.sample(PROCESSES, len(PROCESSES)):
-                found[number].append(await _together(children[:number], 64, plan.seconds, len(IDENTITIES)))
-    return _table("client processes", found)
+
+        async def once(number: int) -> float:
+            return await _together(children[:number], 64, plan.seconds, len(IDENTITIES))
+
+        return await _rounds("client processes", PROCESSES, plan.rounds, once)
 
 
 async def _keys(server: Server, plan: Plan) -> list[str]:
-    found: dict[int, list[float]] = {number: [] for number in (KEYS_QUICK if plan.quick else KEYS)}
+    numbers = KEYS_QUICK if plan.quick else KEYS
     children: dict[int, Elsewhere] = {}
     async with AsyncExitStack() as stack:
-        own = {number: stack.enter_context(private_server()) for number in found}
-        for number in found:
+        own = {number: stack.enter_context(private_server()) for number in numbers}
+        for number in numbers:
             children[number] = await stack.enter_async_context(elsewhere("child_observatory", own[number].tcp_url))
             await children[number].ask("verify", start_at=0.0, keys=1)
             await children[number].ask("fill", start_at=0.0, keys=number)
-        for _ in range(plan.rounds):
-            for number in random.sample(sorted(found), len(found)):
-                await _together([children[number]], 512, 0.1, number)
-                found[number].append(await _together([children[number]], 512, plan.seconds, number))
-    return _table("distinct keys", found)
+
+        async def once(number: int) -> float:
+            await _together([children[number]], 512, 0.1, number)
+            return await _together([children[number]], 512, plan.seconds, number)
+
+        return await _rounds("distinct keys", numbers, plan.rounds, once)
 
 
 def _benchmark(debris: _Debris) -> Benchmark:

@@ -245,11 +245,12 @@ def _measure(turns: Sequence[Turn]) -> Measure:
     )
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What broke, in a line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
-    return said if error.__cause__ is None else f"{said} (from {_reason(error.__cause__)})"
+    return said if error.__cause__ is None else f"{said} (from {reason(error.__cause__)})"
 
 
 def _say(line: str) -> None:
@@ -265,7 +266,7 @@ async def _verified(table: Table, server: Server) -> dict[str, str]:
             async with asyncio.timeout(30):
                 await contender.verify(server)
         except Exception as error:
-            faults[contender.name] = f"not measured, it did not pass its check: {_reason(error)}"
+            faults[contender.name] = f"not measured, it did not pass its check: {reason(error)}"
             _say(f"{contender.name}: {faults[contender.name]}")
     return faults
 
@@ -292,7 +293,7 @@ async def _round(level: list[Row], server: Server, in_flight: int, plan: Plan, w
             try:
                 row.turns.append(await _turn(row.contender, server, in_flight, seconds, cut=window is not None))
             except Exception as error:
-                row.fault = _reason(error)
+                row.fault = reason(error)
                 _say(f"{row.contender.name}, {in_flight} in flight: {row.fault}")
     for row in level:
         if row.fault is None:

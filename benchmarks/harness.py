@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 from statistics import median
 
-from .contest import WARM_UP, Benchmark, Contender, Goal, Plan, Row, Server, Study, Table, compare, private_server
+from .contest import WARM_UP, Benchmark, Contender, Goal, Plan, Row, Server, Study, Table, compare, private_server, reason
 from .loop import BrokenContender, Once
 
 __all__ = [
@@ -162,7 +162,12 @@ def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
         lines += _shape(benchmark, plan, server, load)
         for part in benchmark.parts:
             if isinstance(part, Study):
-                lines += (f"### {part.title}", "", part.about, "", *asyncio.run(part.answer(server, plan)), "")
+                lines += (f"### {part.title}", "", part.about, "")
+                try:
+                    lines += (*asyncio.run(part.answer(server, plan)), "")
+                except Exception as error:
+                    broken = True
+                    lines += (f"No answer: {reason(error)}", "")
                 continue
             rows = asyncio.run(compare(part, server, plan))
             lines += _written(part, rows)
