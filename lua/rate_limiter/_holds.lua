@@ -12,25 +12,34 @@ local REMEMBERED_US = 3600000000
 local MOST_REAPED = 1000
 
 -- A moment at which the debt was low: whoever has held since before it gets no more than this back, the rest has grown back.
+-- The newest comes first; going back they fall. "+" before them: a hold was opened after the newest, so that the next one counts.
 local function mark_low(s)
-  if s.reap_at == 0 or s.limit[1] ~= 'b' then
-    s.lows = ''
+  if s.limit[1] ~= 'b' then
     return
   end
-  local kept = {}
-  for moment, debt in string.gmatch(s.lows, '(%d+):(%d+)') do
-    if tonumber(debt) < s.debt then
-      kept[#kept + 1] = {moment, debt}
+  local moment, debt = match(s.lows, '(%d+):(%d+)')
+  if moment and tonumber(debt) <= s.debt and (string.sub(s.lows, 1, 1) ~= '+' or tonumber(moment) == s.now) then
+    return
+  end
+  local kept = {{s.now, s.debt}}
+  for older, low in string.gmatch(s.lows, '(%d+):(%d+)') do
+    if tonumber(low) < s.debt then
+      kept[#kept + 1] = {tonumber(older), tonumber(low)}
     end
   end
-  kept[#kept + 1] = {integer(s.now), integer(s.debt)}
   if #kept > 8 then
-    -- The oldest two become one, to the disadvantage of who has held longest.
-    kept[2][2] = kept[1][2]
-    table.remove(kept, 1)
+    -- Two become one, to the disadvantage of who has held since between them: those that differ least.
+    local least, gap = 1, math.huge
+    for i = 1, #kept - 1 do
+      if kept[i][2] - kept[i + 1][2] < gap then
+        least, gap = i, kept[i][2] - kept[i + 1][2]
+      end
+    end
+    kept[least][2] = kept[least + 1][2]
+    table.remove(kept, least + 1)
   end
   for i, one in ipairs(kept) do
-    kept[i] = format('%s:%s', one[1], one[2])
+    kept[i] = format('%d:%d', one[1], one[2])
   end
   s.lows = table.concat(kept, '/')
 end
@@ -56,10 +65,10 @@ local function give_back(s, cost, part, opened, fenced_at)
   if kind == 'b' then
     local low = s.debt
     for moment, debt in string.gmatch(s.lows, '(%d+):(%d+)') do
-      if tonumber(moment) > opened then
-        low = math.min(low, tonumber(debt))
+      if tonumber(moment) <= opened then
         break
       end
+      low = math.min(low, tonumber(debt))
     end
     if cost >= low then
       cost, part = low, (low == s.debt and math.min(part, s.part) or 0)
@@ -109,6 +118,9 @@ local function hold(s, id, cost, part, deadline_us)
   call('ZADD', deadlines, integer(deadline_us), id)
   call('PEXPIRE', holds, LONGEST_MS)
   call('PEXPIRE', deadlines, LONGEST_MS)
+  if string.sub(s.lows, 1, 1) ~= '+' then
+    s.lows = '+' .. s.lows
+  end
   s.reap_at = s.reap_at == 0 and deadline_us or math.min(s.reap_at, deadline_us)
   s.dirty = true
 end

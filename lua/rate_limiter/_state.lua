@@ -10,7 +10,7 @@ The state is a string "a,b,c,moment" at the key, and beside it, by suffix and so
 
   ",reap_at,line_until,queued,leased_until,lease,lows" follows while one of them is needed: the earliest deadline of a hold; a
   line that nobody may overtake stands until then, and asks for so much; tokens that were lent may be spent until then, for so
-  long; low-water marks "moment:debt/…" of the debt since the oldest hold, rising (_holds.lua).
+  long; low-water marks "moment:debt/…" of the debt while there are holds (_holds.lua).
 
 A limit comes as [kind, capacity, part, denominator, start, length, keep, shadow], kind "b", "w", "s" or "c": of a bucket the
 capacity is time (us, and numerator), of the others units. start: of the window that the caller believes in, 0 when windows follow

@@ -342,3 +342,21 @@ def test_state_that_cannot_be_read_harms_nobody_else(scripts: Scripts) -> None:
     answers = scripts.batch(START_US, [("take", [(limit, key, 1)], "", 0) for key in (good, text, other, good)])
     assert [status for status, _ in answers] == [1, -1, -1, 1]
     scripts.client.delete(other)
+
+
+def test_settlements_under_a_long_hold_give_back_what_they_say(scripts: Scripts) -> None:
+    """One hold stays open while a thousand others come, are checked around, and go: nothing that has not grown back is kept."""
+    limit, key, now_us = shape(1_000_000, 86_400), scripts.key(), START_US
+    scripts.decide(now_us, "hold", [(limit, key, 10)], hold="long", lease_us=3_600 * SECOND)
+    for round_ in range(100):
+        names = [f"h{round_}-{number}" for number in range(10)]
+        scripts.batch(now_us := now_us + 700, [("hold", [(limit, key, 1000)], name, 60 * SECOND) for name in names])
+        for _ in range(10):
+            scripts.decide(now_us := now_us + 150, "take", [(limit, key, 1)])
+        for name in names:
+            now_us += 150
+            assert scripts.settle(now_us, "settle", limit, key, 600, hold=name)[0] == 1
+    _, (part,) = scripts.decide(now_us, "look", [(limit, key, 0)])
+    gone = 10 + 1000 * 600 + 1000
+    assert limit.capacity - limit.remaining(part.debt, part.part) <= gone
+    assert limit.capacity - limit.remaining(part.debt, part.part) >= gone - (now_us - START_US) * 12 // SECOND - 2
