@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+from ...clock import monotonic
 from ...errors import ObservatoryError, StoreError
 from ...keys import Key
 from ...store.faults import fresh
@@ -130,6 +131,8 @@ class Desk:
         self._knows: set[Key] = set()
         self._of: Store | None = None
         self._behind_us = 0
+        self.heard_at = monotonic()
+        """When the store last answered one of our questions."""
 
     def store(self) -> Store:
         """The store; what was known of another one is forgotten."""
@@ -260,6 +263,7 @@ class Desk:
                     future.set_exception(fresh(error) if isinstance(error, ObservatoryError) else error)
             return
         self._knows.add(fence)
+        self.heard_at = monotonic()
         reply = call.result()
         now_us, fenced_at, place = reply[0], reply[1], 2
         for future, request in batch.futures:

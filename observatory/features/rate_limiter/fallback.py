@@ -16,15 +16,20 @@ MOST_BUCKETS = 10_000
 """Identities that one process limits while the store is away; further ones are refused."""
 
 
+HEAD_START = 1.5
+"""Seconds: what has grown since the store was last heard of is there at once, at most that of so long. Else a moment's stall would
+be answered with refusals."""
+
+
 class _Share:
-    """One process's part of a limit: it starts empty, since what was left when the store went is not known.
+    """One process's part of a limit: it starts with what grew since the store went, since what was left then is not known.
 
     Of every limit a bucket is made, also of windows and slots: the rate and the capacity over the instances.
     """
 
     __slots__ = ("_at", "_free", "_rate", "capacity", "id", "part", "shape", "spent")
 
-    def __init__(self, shape: Shape, part: Part, instances: int) -> None:
+    def __init__(self, shape: Shape, part: Part, instances: int, heard_at: float) -> None:
         self.shape = shape
         self.part = part
         self.id = secrets.token_hex(8)
@@ -32,7 +37,7 @@ class _Share:
         self._rate = 0.0 if shape.kind == "c" else shape.amount / instances / (shape.period_us / 1e6)
         # Slots do not grow back: what may be held at once is the share itself.
         self._free = float(int(self.capacity)) if shape.kind == "c" else 0.0
-        self._at = monotonic()
+        self._at = max(heard_at, monotonic() - HEAD_START)
         self.spent = 0
 
     def look(self) -> float:
@@ -67,8 +72,9 @@ class Owed(NamedTuple):
 class Fallback:
     """Decides while the store cannot. instances: the most that were seen in the last minute; 0: not known."""
 
-    def __init__(self, instances: Callable[[], int]) -> None:
+    def __init__(self, instances: Callable[[], int], heard_at: Callable[[], float]) -> None:
         self._instances = instances
+        self._heard_at = heard_at
         self._shares: dict[str, _Share] = {}
         self._told: set[str] = set()
         self._since = 0.0
@@ -119,7 +125,7 @@ class Fallback:
                 self._tell(one.policy, "closed")
                 raise error
             self._tell(one.policy, f"local, 1 of {instances} shares")
-            share = self._shares[one.part.key] = _Share(one.shape, one.part, instances)
+            share = self._shares[one.part.key] = _Share(one.shape, one.part, instances, self._heard_at())
         return share
 
     def _tell(self, policy: Policy, how: str) -> None:

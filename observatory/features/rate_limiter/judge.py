@@ -28,7 +28,7 @@ class Judge:
         self._policies = policies
         self.across = Across(desk)
         self.memory = Memory()
-        self.fallback = Fallback(instances)
+        self.fallback = Fallback(instances, lambda: desk.heard_at)
         self.lending = Lending(desk, clock, policies)
         self._notices = Notices(desk.store, metrics)
         self._merging: set[asyncio.Task[None]] = set()

@@ -25,7 +25,7 @@ async def fleet(opening: Open, server: Server, size: int) -> list[Observatory]:
 
 
 async def test_open_admits_closed_raises_local_has_its_share(opening: Open, own_server: Server) -> None:
-    """The share starts empty, since nobody knows what was left."""
+    """The share starts with what grew since the store was last heard of: nobody knows what was left."""
     clients = await fleet(opening, own_server, 2)
     obs = clients[0]
     obs.rate_limiter.define(
@@ -41,24 +41,23 @@ async def test_open_admits_closed_raises_local_has_its_share(opening: Open, own_
     for name in ("closed", "too-few"):
         with pytest.raises(StoreUnavailable):
             await obs.rate_limiter.check(name)
-    first = await obs.rate_limiter.check("local", None, 5)
-    assert (first.allowed, first.decided_by) == (False, "local")
-    assert first.retry_after == pytest.approx(0.1, abs=0.03)
     await asyncio.sleep(0.5)
     assert (await obs.rate_limiter.check("local", None, 10)).allowed, "half of the burst"
-    assert not (await obs.rate_limiter.check("local", None, 10)).allowed
+    refused = await obs.rate_limiter.check("local", None, 5)
+    assert (refused.allowed, refused.decided_by) == (False, "local")
+    assert refused.retry_after == pytest.approx(0.1, abs=0.03)
     never = await obs.rate_limiter.check("local", None, 11)
     assert never.retry_after is None, "more than a share can ever hold"
 
 
 async def test_fleet_stays_within_the_limit_while_redis_is_away(opening: Open, own_server: Server) -> None:
-    """Four instances, a total outage: together no more than the rate, from nothing."""
+    """Four instances, a total outage: together no more than the rate since they last heard of it."""
     clients = await fleet(opening, own_server, 4)
     limit = Limit("share", 200, per=1, burst=200)
-    own_server.stop()
     for obs in clients:
-        assert not await obs.rate_limiter.check(limit), "empty at first"
+        await obs.rate_limiter.check(limit)
     began = time.monotonic()
+    own_server.stop()
 
     async def spend(obs: Observatory) -> int:
         admitted = 0
@@ -105,21 +104,21 @@ async def test_part_of_the_fleet_that_is_cut_off_has_its_share(opening: Open, ow
 async def test_what_was_spent_is_merged_back_once(opening: Open, own_server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """Afterwards the shared bucket knows; one line when it went, one when it came back."""
     (obs,) = await fleet(opening, own_server, 1)
-    limit = Limit("merge", 100, per=1, burst=100, after_failover="keep")
     long = Limit("merge-long", 1000, per=1000, burst=1000, after_failover="keep")
     with caplog.at_level(logging.INFO, "observatory"):
+        assert await obs.rate_limiter.peek(long)
         own_server.signal(signal.SIGSTOP)
         assert not await obs.rate_limiter.check(long)
         await asyncio.sleep(1.2)
         assert await obs.rate_limiter.check(long)
-        assert not await obs.rate_limiter.check(limit, None, 90)
         own_server.signal(signal.SIGCONT)
         await obs.ready()
         while (await obs.rate_limiter.peek(long)).decided_by != "redis":
             await asyncio.sleep(0.1)
         await asyncio.sleep(0.2)
         remaining = (await obs.rate_limiter.peek(long)).remaining
-    assert remaining == 999
+    # What was sent to the server while it stood still may have been charged as well: the safe side.
+    assert 996 <= remaining <= 999
     told = [record.getMessage() for record in caplog.records]
     assert sum("limit merge-long is local, 1 of 1 shares" in line for line in told) == 1
     assert sum("local decisions merged" in line for line in told) == 1
@@ -145,11 +144,25 @@ async def test_reservation_during_an_outage(opening: Open, own_server: Server) -
     await held[0].settle()
     async with obs.rate_limiter.reserve(slots):
         pass
+    while await obs.rate_limiter.check(tokens, None, 50):
+        pass
     with pytest.raises(RateLimitExceeded):
         await obs.rate_limiter.reserve(tokens, cost=400)
     async with obs.rate_limiter.reserve(tokens, cost=400, timeout=3) as waited:
         assert waited.decision.waited > 0.3
         assert (await waited.settle(100)).returned == {"tokens": 300}
+
+
+async def test_moment_of_a_stall_is_not_answered_with_refusals(opening: Open, own_server: Server) -> None:
+    """A store that stands still for half a second, under a limit that nobody has come near."""
+    (obs,) = await fleet(opening, own_server, 1)
+    limit = Limit("ample", 100_000, per=60)
+    await obs.rate_limiter.check(limit)
+    own_server.signal(signal.SIGSTOP)
+    stalled = asyncio.gather(*[obs.rate_limiter.check(limit) for _ in range(100)])
+    await asyncio.sleep(0.5)
+    own_server.signal(signal.SIGCONT)
+    assert all(await stalled)
 
 
 async def test_slow_store_adds_no_more_than_the_configured_wait(opening: Open, own_server: Server) -> None:
