@@ -17,8 +17,8 @@ MOST_BUCKETS = 10_000
 
 
 HEAD_START = 1.5
-"""Seconds: what has grown since the store was last heard of is there at once, at most that of so long. Else a moment's stall would
-be answered with refusals."""
+"""Seconds: what has grown since the store was last heard of is there at once, at most that of so long. Else a moment's stall
+would be answered with refusals."""
 
 
 class _Share:

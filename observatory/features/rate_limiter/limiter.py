@@ -48,7 +48,8 @@ class RateLimiter:
         self._policies = Policies(settings)
         self._desk = Desk(store, clock, replicas)
         self._judge = Judge(self._desk, clock, metrics, self._policies, instances)
-        self._waiting = Waiting(self._judge, self._desk, Lines(self._desk, owner), clock)
+        self._lines = Lines(self._desk, owner)
+        self._waiting = Waiting(self._judge, self._desk, self._lines, clock)
 
     # which limits there are
     def use(self, settings: Mapping[str, LimitSettings]) -> None:
@@ -286,8 +287,9 @@ class RateLimiter:
         await self._judge.aclose()
 
     def forget(self) -> None:
-        """In a forked child: loans are the parent's."""
+        """In a forked child: loans, and places in line, are the parent's."""
         self._judge.forget()
+        self._lines.forget()
 
 
 def _binding(wanted: list[Wanted]) -> list[Wanted]:

@@ -71,6 +71,11 @@ class Line:
         """Seconds that the first of them would still have to wait, as of the last look."""
         self._task = asyncio.get_running_loop().create_task(self._stand(), name="observatory line")
 
+    @property
+    def is_over(self) -> bool:
+        """Nobody stands there any more, or only the parent of a forked process, or who stood on a loop that is gone."""
+        return self._task.done() or self._task.get_loop() is not asyncio.get_running_loop()
+
     def join(self, ticket: Ticket) -> None:
         self._tickets[ticket.name] = ticket
         self._changed.set()
@@ -186,13 +191,13 @@ class Lines:
         """Wait for the turn, at most `patience` seconds. StoreUnavailable when the store goes away meanwhile."""
         ticket = Ticket(part, place=place, patience=patience, lease_us=lease_us, name=name, class_=class_, weight=weight)
         line = self._lines.get(part.key)
-        if line is None:
+        if line is None or line.is_over:
             key = part.key
 
             def gone(ghosts: list[str]) -> None:
                 if self._lines.get(key) is made:
                     del self._lines[key]
-                if ghosts:
+                if ghosts and len(self._ghosts) < 1024:
                     self._ghosts[key] = ghosts
 
             made = Line(self._desk, part, self._owner().replace("|", "_"), self._ghosts.pop(key, []), gone)
@@ -217,3 +222,8 @@ class Lines:
             raise
         finally:
             line.leave(ticket)
+
+    def forget(self) -> None:
+        """In a forked child: its parent stands there."""
+        self._lines.clear()
+        self._ghosts.clear()

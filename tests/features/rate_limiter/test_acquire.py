@@ -179,6 +179,40 @@ async def test_dead_process_leaves_the_line_within_a_second(obs: Observatory, se
     assert time.monotonic() - began < 2.5
 
 
+FORKED = """
+import asyncio, os, sys
+from observatory import Limit, Observatory
+obs = Observatory("forks", redis_url=sys.argv[1], namespace=sys.argv[2])
+limit = Limit("forked", 5, per=1, burst=1)
+
+async def child():
+    async with obs:
+        print("child", (await obs.rate_limiter.acquire(limit, timeout=10)).allowed, flush=True)
+
+async def main():
+    async with obs:
+        await obs.rate_limiter.check(limit)
+        waiting = [asyncio.create_task(obs.rate_limiter.acquire(limit, timeout=10)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        if os.fork() == 0:
+            asyncio.events._set_running_loop(None)
+            asyncio.set_event_loop(None)
+            asyncio.run(child())
+            os._exit(0)
+        await asyncio.gather(*waiting)
+        os.wait()
+        print("parent", flush=True)
+asyncio.run(main())
+"""
+
+
+async def test_forked_child_stands_in_line_for_itself(server: Server, namespace: str) -> None:
+    """Its parent's places are its parent's."""
+    with process(["-W", "ignore", "-c", FORKED, server.url, namespace]) as forks:
+        out, err = await asyncio.to_thread(forks.communicate, timeout=20)
+    assert sorted(out.split("\n")) == ["", "child True", "parent"], err
+
+
 async def test_several_limits_wait_for_the_one_that_binds(obs: Observatory) -> None:
     """First one binds, then the other; in the end both are charged once."""
     slow, slower = Limit("slow", 10, per=1, burst=2), Limit("slower", 4, per=1, burst=3)
