@@ -55,6 +55,25 @@ local function charge(s, cost, part)
   s.dirty = true
 end
 
+-- What is given back was never taken, as far as the marks since then know: else two holds would have the same room back.
+local function lower_marks(s, less, opened)
+  if s.lows == '' or less == 0 then
+    return
+  end
+  local kept = {}
+  for moment, debt in string.gmatch(s.lows, '(%d+):(%d+)') do
+    local low = tonumber(debt)
+    if tonumber(moment) > opened then
+      low = math.max(low - less, 0)
+    end
+    if not kept.least or low < kept.least then
+      kept[#kept + 1] = format('%s:%d', moment, low)
+      kept.least = low
+    end
+  end
+  s.lows = format('%s%s', string.sub(s.lows, 1, 1) == '+' and '+' or '', table.concat(kept, '/'))
+end
+
 -- Give back what was taken at `opened`, as far as it has not grown back since.
 local function give_back(s, cost, part, opened, fenced_at)
   local kind = s.limit[1]
@@ -80,6 +99,7 @@ local function give_back(s, cost, part, opened, fenced_at)
     if s.debt < 0 then
       s.debt, s.part = 0, 0
     end
+    lower_marks(s, cost + (part > 0 and 1 or 0), opened)
   elseif kind == 'c' or opened >= s.start then
     s.debt = math.max(s.debt - cost, 0)
   elseif kind == 's' and opened >= s.start - s.limit[6] then
@@ -119,7 +139,7 @@ local function hold(s, id, cost, part, deadline_us)
   call('PEXPIRE', holds, LONGEST_MS)
   call('PEXPIRE', deadlines, LONGEST_MS)
   if string.sub(s.lows, 1, 1) ~= '+' then
-    s.lows = '+' .. s.lows
+    s.lows = format('+%s', s.lows)
   end
   s.reap_at = s.reap_at == 0 and deadline_us or math.min(s.reap_at, deadline_us)
   s.dirty = true

@@ -125,6 +125,9 @@ local function read_window(s, used, before, start, moment, fenced_at)
   s.stale = s.now < begins or s.now >= s.ends
   if start == begins then
     s.debt, s.before = used, before
+  elseif start > begins then
+    -- The clock stepped back over the edge of a window: what was used there was used a moment ago.
+    s.debt = used
   elseif start == begins - length then
     s.before = used
   end
@@ -207,8 +210,14 @@ local function wait_for(s, cost, part, promised)
     if after_part >= limit[4] and after_part > 0 then
       after, after_part = after + 1, after_part - limit[4]
     end
-    local over = after - limit[2] + (s.leased_until > s.now and s.lease or 0)
-    local over_part = after_part - limit[3]
+    local over, over_part = after - limit[2], after_part - limit[3]
+    if s.leased_until > s.now then
+      over = over + s.lease
+      if over > s.debt then
+        -- What is lent does not drain before it has come back.
+        over = math.max(over, s.leased_until - s.now + over - s.debt)
+      end
+    end
     if over > 0 or (over == 0 and over_part > 0) then
       return over + (over_part > 0 and 1 or 0) + s.lag
     end

@@ -23,9 +23,10 @@ ARGV
   leaves         JSON    list of "ticket|cost|part|lease"
 
 RETURNS {now_us, fenced_at, epoch, wait_us, granted, refused, debt, part}
-  epoch          int us  when this line began; another one than before: the line was lost, join again
+  epoch          int us  when this line began; another one than before: the line was lost, join again; -3: now_us lies outside of a
+                         window that the caller named, and nothing was done
   wait_us        int us  until the caller's first ticket can be granted; -1: it has none here
-  granted        list    of tickets: charged now
+  granted        list    of ticket, fence, ticket, fence, ...: charged now (or held before under this name)
   refused        list    of ticket, wait_us, ticket, wait_us, ...: they could not be served within their patience
 
   debt, part     int     what counts against the capacity after this call (as in decide)
@@ -46,6 +47,7 @@ local joins = cjson.decode(ARGV[5])
 local leaves = cjson.decode(ARGV[6])
 
 local UNSEEN_US = 1000000
+local LOOK_AGAIN_US = 3000
 local STANDS_US = 1250000
 local MOST_TICKETS = 10000
 local line, owners = state .. ':line', state .. ':owners'
@@ -53,6 +55,8 @@ local fenced_at = fenced(fence, known, now_us)
 local s = read(limits[1], state, now_us, fenced_at)
 if not s then
   return redis.error_reply('ERR the state of a limit cannot be read')
+elseif s.stale then
+  return {now_us, fenced_at, -3, LOOK_AGAIN_US, {}, {}, 0, 0}
 end
 reap(s, fenced_at)
 
@@ -90,6 +94,7 @@ for _, join in ipairs(joins) do
     elseif place == 'back' then
       tag = math.max(virtual, seen[class] or 0) + math.max(cost, 1) / weight
     end
+    local before = seen[class]
     if place ~= 'front' then
       seen[class] = math.max(seen[class] or 0, tag)
       call('HSET', owners, class, format('%.17g', seen[class]))
@@ -98,7 +103,7 @@ for _, join in ipairs(joins) do
     if call('ZADD', line, 'NX', format('%.17g', tag), member) == 1 then
       queued, tickets = queued + cost, tickets + 1
     end
-    fresh[ticket] = join[7]
+    fresh[ticket] = {join[7], class, before}
   end
 end
 
@@ -121,19 +126,31 @@ for i = 1, #heads, 2 do
     local wait = (blocked and not mine) and 1 or wait_for(s, cost, part, promised)
     if wait == 0 and not blocked and mine then
       leave()
-      charge(s, cost, part)
-      if lease_us > 0 then
-        hold(s, ticket, cost, part, s.now + lease_us)
+      if lease_us == 0 or call('HEXISTS', state .. ':holds', ticket) == 0 then
+        charge(s, cost, part)
+        if lease_us > 0 then
+          hold(s, ticket, cost, part, s.now + lease_us)
+        end
       end
       virtual = math.max(virtual, tag)
       granted[#granted + 1] = ticket
+      granted[#granted + 1] = s.fence
     else
       blocked = blocked or wait > 0
-      local patience_us = mine and fresh[ticket]
+      local new = mine and fresh[ticket]
+      local patience_us = new and new[1]
       if known_wait and patience_us and patience_us >= 0 and wait > patience_us then
         leave()
         refused[#refused + 1] = ticket
         refused[#refused + 1] = wait
+        if seen[new[2]] == tag then
+          -- Its class has not advanced after all.
+          seen[new[2]] = new[3]
+          call('HDEL', owners, new[2])
+          if new[3] then
+            call('HSET', owners, new[2], format('%.17g', new[3]))
+          end
+        end
       else
         if mine and wait_us < 0 then
           wait_us = math.max(wait, 1)
@@ -154,6 +171,12 @@ if left > 0 then
   end
   call('HSET', owners, owner, integer(now_us), 'virtual', format('%.17g', virtual), 'epoch', integer(epoch))
   call('HSET', owners, 'queued', integer(math.max(queued, 0)))
+  for field, last in pairs(seen) do
+    if string.sub(field, 1, 1) == '#' and last <= virtual then
+      -- A class that is not ahead begins like a new one.
+      call('HDEL', owners, field)
+    end
+  end
   call('PEXPIRE', owners, 60000)
   call('PEXPIRE', line, 60000)
   s.line_until, s.queued = s.now + STANDS_US, math.max(queued, 0)

@@ -17,7 +17,7 @@ ARGV
                          place in `limits` from 1, and the cost: time in us and numerator of a bucket, else units and 0
 
 RETURNS {now_us, fenced_at, answer...}, flat: an answer per request being status, and unless that is below 0 of each part fits, debt, part, wait_us, plain
-  status         int     1 allowed, 0 refused, -1 a state could not be read, -2 this id was held before and has been reaped,
+  status         int     1 allowed, 2 held before under this id, 0 refused, -1 a state could not be read, -2 this id was held before and has been reaped,
                          -3 now_us lies outside of a window that the caller named
   fits           0 | 1   would this limit alone have allowed it
   debt           int     what counts against the capacity after this call
@@ -62,7 +62,7 @@ end
 
 for _, request in ipairs(requests) do
   local verb, id, lease_us = request[1], request[2], request[3]
-  local parts, status = {}, 1
+  local parts, status, again = {}, 1, true
   local status_at = #replies + 1
   replies[status_at] = 1
   for i = 4, #request, 3 do
@@ -75,7 +75,13 @@ for _, request in ipairs(requests) do
       status = -3
     elseif status >= 0 then
       local wait_us = wait_for(s, cost, part, 0)
-      if s.line_until > s.now and verb ~= 'look' then
+      local held = verb == 'hold' and call('HEXISTS', s.key .. ':holds', id) == 1
+      if held then
+        -- The same answer again, and nothing more is taken.
+        wait_us = 0
+      elseif verb == 'hold' and call('ZSCORE', s.key .. ':reaped', id) then
+        status = -2
+      elseif s.line_until > s.now and verb ~= 'look' and (cost > 0 or part > 0) then
         -- Nobody overtakes a line.
         wait_us = math.max(wait_for(s, cost, part, s.queued), 1000)
       elseif verb == 'borrow' and wait_us == 0 then
@@ -84,26 +90,16 @@ for _, request in ipairs(requests) do
       elseif verb == 'hold' and wait_us == 0 and call('HLEN', s.key .. ':holds') >= MOST_HOLDS then
         wait_us = math.max(s.reap_at - s.now, 1000)
       end
-      parts[#parts + 1] = {s, cost, part, wait_us}
-      if wait_us > 0 and limit[8] == 0 then
+      parts[#parts + 1] = {s, cost, part, wait_us, held}
+      again = again and held
+      if wait_us > 0 and limit[8] == 0 and status > 0 then
         status = 0
-      end
-    end
-  end
-  if verb == 'hold' and status >= 0 then
-    for _, one in ipairs(parts) do
-      local s = one[1]
-      if call('HEXISTS', s.key .. ':holds', id) == 1 then
-        status = 2
-      elseif status ~= 2 and call('ZSCORE', s.key .. ':reaped', id) then
-        status = -2
-        break
       end
     end
   end
   for _, one in ipairs(status >= 0 and parts or {}) do
     local s, cost, part, wait_us = one[1], one[2], one[3], one[4]
-    if status == 1 and wait_us == 0 and verb ~= 'look' and (cost > 0 or part > 0 or verb == 'hold') then
+    if status == 1 and wait_us == 0 and not one[5] and verb ~= 'look' and (cost > 0 or part > 0 or verb == 'hold') then
       charge(s, cost, part)
       if verb == 'borrow' then
         s.leased_until, s.lease = math.max(s.leased_until, s.now + lease_us), math.max(s.lease, lease_us)
@@ -113,15 +109,11 @@ for _, request in ipairs(requests) do
     end
     local debt, rest = shown(s)
     local plain = s.reap_at == 0 and s.line_until <= s.now and s.leased_until <= s.now and s.limit[1] ~= 'c'
-    if status == 2 then
-      -- Held before under this id: the same answer again, and nothing more is taken.
-      wait_us = 0
-    end
     local last = #replies
     replies[last + 1], replies[last + 2], replies[last + 3] = wait_us == 0 and 1 or 0, debt, rest
     replies[last + 4], replies[last + 5] = wait_us, plain and 1 or 0
   end
-  replies[status_at] = status == 2 and 1 or status
+  replies[status_at] = status == 1 and verb == 'hold' and again and 2 or status
 end
 
 for _, s in pairs(opened) do

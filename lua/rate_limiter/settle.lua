@@ -18,7 +18,7 @@ ARGV
                          while this store was away; once per id
 
 RETURNS {now_us, fenced_at, answer...}, flat: an answer per request being status, excess, excess_part
-  status         int     1 done; 2 done late (the hold had been reaped; the use is recorded); 3 nothing to do (no such hold: settled
+  status         int     -3 now_us lies outside of a window that the caller named; 1 done; 2 done late (the hold had been reaped; the use is recorded); 3 nothing to do (no such hold: settled
                          before, or never made); -1 the state could not be read
   excess         int     what was not recorded because the debt would have been above ten times the capacity
   excess_part    int     and its numerator
@@ -64,6 +64,9 @@ local function settle(s, id, cost, part, held, held_part, opened)
     return 2, record(s, cost, part)
   elseif fenced_at > opened and opened > 0 and kind ~= 'c' then
     -- Held on a server that is gone. What was held counts as spent at the fence, unless the state is believed: then all is due.
+    if not remember(s, format('settled-%s', id)) then
+      return 3, 0, 0
+    end
     if s.limit[7] == 1 then
       return 2, record(s, cost, part)
     end
@@ -98,7 +101,8 @@ local function renew(s, id, lease_us, held, held_part)
     s.reap_at, s.dirty = tonumber(first[2]), true
     return 1, 0, 0
   end
-  if s.limit[1] == 'c' and s.now < s.unknown_until then
+  local reaped = call('ZSCORE', s.key .. ':reaped', id)
+  if s.limit[1] == 'c' and s.now < s.unknown_until and not reaped and s.debt + held <= s.limit[2] then
     -- After a failover all slots count as taken until their holders have had time to say so.
     charge(s, held, held_part)
     hold(s, id, held, held_part, s.now + lease_us)
@@ -111,8 +115,8 @@ for number, request in ipairs(requests) do
   local verb, id, lease_us, limit = request[1], request[2], request[3], limits[request[4]]
   local cost, part, held, held_part, opened = request[5], request[6], request[7], request[8], request[9]
   local s = read(limit, KEYS[number + 1], now_us, fenced_at)
-  if not s then
-    replies[3 * number], replies[3 * number + 1], replies[3 * number + 2] = -1, 0, 0
+  if not s or s.stale then
+    replies[3 * number], replies[3 * number + 1], replies[3 * number + 2] = s and -3 or -1, 0, 0
   else
     local status, excess, excess_part = 1, 0, 0
     if verb == 'settle' then
