@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from ..asgi import MEDIA_TYPE
 from ..version import __version__
-from .problems import MEDIA_TYPE
 from .routes import TABLE, Endpoint
 
 _REFERENCE = "#/components/schemas/{name}"
