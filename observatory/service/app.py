@@ -16,7 +16,8 @@ from ..client import Observatory
 from ..errors import ObservatoryError
 from . import openapi, problems
 from .body import ClientDisconnect
-from .routes import TABLE, Endpoint, State
+from .routes import TABLE
+from .table import Endpoint, State
 
 
 def build(obs: Observatory) -> tuple[Any, State]:
