@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -186,10 +186,11 @@ class _Search:
         if told is not None:
             try:
                 said = msgspec.json.decode(told)
-                kinds = {"b": "token_bucket", "w": "fixed_window", "s": "sliding_window", "c": "concurrency"}
+                kind = {"b": "token_bucket", "w": "fixed_window", "s": "sliding_window", "c": "concurrency"}[said["algorithm"]]
                 per = None if said["per"] == "None" else said["per"]
                 amount, burst = (numbers.parsed(said[field], field) for field in ("amount", "burst"))
-                limit: Any = Limit(name, amount, per, burst, said["unit"], algorithm=kinds[said["algorithm"]])  # type: ignore[arg-type]
+                more: Any = {"burst": burst} if kind == "token_bucket" else {}
+                limit = Limit(name, cast(Any, amount), per, unit=said["unit"], algorithm=cast(Any, kind), **more)
                 self._policies[name] = Policy(limit)
             except (ObservatoryError, msgspec.DecodeError, KeyError, TypeError):
                 pass
