@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -52,9 +52,12 @@ async def peek(state: State, request: Request) -> Answer:
 async def acquire(state: State, request: Request) -> Answer:
     status = _deny_status(request)
     asked = await _read(state, request, AcquireBody)
-    work = state.obs.rate_limiter.acquire(asked.asked(), asked.who(), asked.costs(), timeout=asked.patience())
+
+    def work(timeout: float) -> Coroutine[Any, Any, Decision]:
+        return state.obs.rate_limiter.acquire(asked.asked(), asked.who(), asked.costs(), timeout=timeout)
+
     try:
-        decision = await _waited(request, asked, work)
+        decision = await _waited(state, request, asked, work)
     except RateLimitExceeded as error:
         return await _told(state, _refusal(error), status)
     return Answer(decision, 200, _headers(decision))
@@ -64,13 +67,13 @@ async def reserve(state: State, request: Request) -> Answer:
     status = _deny_status(request)
     asked = await _read(state, request, ReserveBody)
 
-    async def hold() -> Reservation:
+    async def hold(timeout: float) -> Reservation:
         return await state.obs.rate_limiter.reserve(
-            *(asked.asked(), asked.who(), asked.costs()), timeout=asked.patience(), lease=asked.lease, id=_idempotency(request)
+            *(asked.asked(), asked.who(), asked.costs()), timeout=timeout, lease=asked.lease, id=_idempotency(request)
         )
 
     try:
-        held = await _waited(request, asked, hold())
+        held = await _waited(state, request, asked, hold)
     except RateLimitExceeded as error:
         told = await _told(state, _refusal(error), status)
         return told._replace(value=ReserveAnswer(False, told.value))
@@ -164,20 +167,32 @@ async def _told(state: State, decision: Decision, denied: int) -> Answer:
     return Answer(decision, 200 if decision.allowed else denied, _headers(decision))
 
 
-async def _waited(request: Request, asked: AcquireBody | ReserveBody, work: Coroutine[Any, Any, T]) -> T:
-    """Wait in line among whom the identity belongs to. Who hangs up gives up: nothing is taken for who is not there."""
+async def _waited(
+    state: State, request: Request, asked: AcquireBody | ReserveBody, ask: Callable[[float], Coroutine[Any, Any, T]]
+) -> T:
+    """Wait in line among whom the identity belongs to.
+
+    Who hangs up gives up: nothing is taken for who is not there. An instance on its way out lets nobody wait.
+    """
     with dimensions.bound(**asked.dimensions()):
-        working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        working = asyncio.ensure_future(ask(0.0 if state.draining else asked.patience()))
+        leaving = asyncio.ensure_future(request.receive())
+        stopping = asyncio.ensure_future(state.stopping.wait())
+        tasks = [working, leaving, *([] if state.draining else [stopping])]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if leaving.done():
+                raise ClientDisconnect
+            working.cancel()
+            await asyncio.wait({working})
+            # It may have been admitted in that moment.
+            return await ask(0.0) if working.cancelled() else working.result()
+        finally:
+            for task in (working, leaving, stopping):
+                task.cancel()
+            await asyncio.gather(working, leaving, stopping, return_exceptions=True)
 
 
 _DENY = (("deny_status", "429: answer a refusal with this status"),)

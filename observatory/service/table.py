@@ -1,5 +1,6 @@
 """What a row of the table of routes is."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,11 @@ class State:
 
     def __init__(self, obs: Observatory) -> None:
         self.obs = obs
-        self.draining = False
+        self.stopping = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        return self.stopping.is_set()
 
 
 class Answer(NamedTuple):

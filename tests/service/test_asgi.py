@@ -163,6 +163,19 @@ async def test_limits_that_match_are_asked_at_the_door(obs: Observatory) -> None
         assert (untouched.json(), "x-request-id" in untouched.headers) == ({}, False)
 
 
+async def test_what_cannot_be_a_dimension_is_no_error(obs: Observatory) -> None:
+    """A path of any length, no address, bytes that are no text."""
+
+    async def handler(request: Request) -> Response:
+        return JSONResponse(dict(obs.dimensions))
+
+    transport = httpx2.ASGITransport(around(obs, ("/{path:path}", handler)), client=("", 0))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as http:
+        answer = await http.get("/" + "x" * 20_000, headers=[(b"authorization", b"Bearer \xff\xfe")])
+    assert answer.status_code == 200
+    assert (len(answer.json()["route"]), sorted(answer.json())) == (1024, ["key", "method", "route"])
+
+
 async def test_both_refusals_are_named(obs: Observatory) -> None:
     """All the policies that were violated, and the longest wait."""
     obs.rate_limiter.define(Limit("a", 1, per="1h", match="*"), Limit("b", 1, per="1m", match="*"))

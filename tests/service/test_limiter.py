@@ -124,6 +124,22 @@ async def test_who_hangs_up_takes_nothing(service: Observatory) -> None:
     assert (await service.rate_limiter.peek("slow")).remaining == 1
 
 
+async def test_an_instance_on_its_way_out_lets_nobody_wait(service: Observatory) -> None:
+    """Who stands in its line is told at once, and may ask another instance; nothing was taken."""
+    service.rate_limiter.define(Limit("slow", 1, per=20))
+    app, state = build(service)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=f"http://test{ROOM}") as http:
+        assert (await http.post("/check", json={"limit": "slow"})).json()["allowed"]
+        ask = {"limit": "slow", "timeout": 60}
+        waiting = [asyncio.create_task(http.post(f"/{verb}", json=ask)) for verb in ("acquire", "reserve")]
+        done, _ = await asyncio.wait(waiting, timeout=0.3)
+        assert not done
+        state.stopping.set()
+        async with asyncio.timeout(2):
+            answers = [*[await one for one in waiting], await http.post("/acquire", json=ask)]
+    assert [(one.status_code, one.json()["allowed"]) for one in answers] == [(200, False)] * 3
+
+
 async def test_reserve_and_settle(http: httpx2.AsyncClient) -> None:
     """Held, charged with the truth, once; any instance may be asked, since the id says all."""
     ask = {"limit": "*", "identity": {"team": "search", "provider": "openai"}, "cost": {"tokens": 600, "usd": "2"}}
