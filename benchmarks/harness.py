@@ -10,17 +10,33 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from statistics import median
 
-from .contest import WARM_UP, Benchmark, BrokenContender, Contender, Once, Plan, Row, Server, Table, compare, private_server
+from .contest import WARM_UP, Benchmark, Contender, Goal, Plan, Row, Server, Study, Table, compare, private_server, reason
+from .loop import BrokenContender, Once
 
-__all__ = ["Benchmark", "BrokenContender", "Contender", "Once", "Server", "Table", "main"]
+__all__ = [
+    "Benchmark",
+    "BrokenContender",
+    "Contender",
+    "Goal",
+    "Once",
+    "Plan",
+    "Server",
+    "Study",
+    "Table",
+    "main",
+    "reached",
+    "spread",
+]
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, with the least and the greatest."""
     return f"{median(values):{form}} ({min(values):{form}} – {max(values):{form}})"
 
 
@@ -34,17 +50,17 @@ def _line(row: Row, reference: Row) -> str:
         ratio = "1"
     elif reference.fault is None:
         pairs = zip(measures, reference.measures, strict=True)
-        ratio = _spread([ours.per_second / theirs.per_second for ours, theirs in pairs], ".2f")
+        ratio = spread([ours.per_second / theirs.per_second if theirs.per_second else inf for ours, theirs in pairs], ".2f")
     cells = [
         name,
-        _spread([measure.per_second for measure in measures], ",.0f"),
+        spread([measure.per_second for measure in measures], ",.0f"),
         ratio,
         f"{median(measure.p50 for measure in measures):,.0f}",
         f"{median(measure.p99 for measure in measures):,.0f}",
         f"{median(measure.client_cpu for measure in measures):.1f}",
         f"{median(measure.server_cpu for measure in measures):.1f}",
     ]
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cells).replace("nan", "–") + " |"
 
 
 def _written(table: Table, rows: dict[int, list[Row]]) -> Iterator[str]:
@@ -56,10 +72,28 @@ def _written(table: Table, rows: dict[int, list[Row]]) -> Iterator[str]:
         yield "|---|---:|---:|---:|---:|---:|---:|"
         yield from (_line(row, reference) for row in level)
         yield ""
+        yield from _goals(table, in_flight, level)
         broken = [row for row in level if row.fault is not None]
         yield from (f"- {row.contender.name}: {row.fault}" for row in broken)
         if broken:
             yield ""
+
+
+def _goals(table: Table, in_flight: int, level: Sequence[Row]) -> Iterator[str]:
+    rows = {row.contender.name: row for row in level if row.fault is None}
+    for goal in table.goals:
+        if goal.in_flight == in_flight:
+            yield reached(goal.said, goal.value(rows), goal.bound, at_most=goal.at_most)
+            yield ""
+
+
+def reached(said: str, values: Sequence[float], bound: float, *, at_most: bool = False, form: str = ",.2f") -> str:
+    """A goal, and whether the median reached it."""
+    wanted = f"Goal: {said} {'≤' if at_most else '≥'} {bound:g}"
+    if not values:
+        return f"{wanted}: **no figure**."
+    fine = median(values) <= bound if at_most else median(values) >= bound
+    return f"{wanted}: **{'reached' if fine else 'missed'}**, {spread(values, form)}."
 
 
 def _cpu_model() -> str:
@@ -76,8 +110,8 @@ def _shape(benchmark: Benchmark, plan: Plan, server: Server, load: float) -> Ite
     libraries = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in benchmark.libraries)
     today = datetime.now(UTC).date().isoformat()
     yield f"Measured {today}. Medians of {plan.rounds} rounds (least – greatest); {plan.turns} × {plan.turn:.2g} s per"
-    yield f"round, contender and concurrency, each after {WARM_UP:g} s of warm-up. *Ratio*: operations/s over those of the"
-    yield "contender in italics in the same round. *–*: it broke, for the reason below the table."
+    yield f"round, contender and concurrency unless a table says otherwise, each after {WARM_UP:g} s of warm-up."
+    yield "*Ratio*: operations/s over those of the contender in italics in the same round. *–*: it broke, for the reason below."
     yield ""
     yield f"- {os.cpu_count()} cores ({_cpu_model()}), {memory:.1f} GiB, {platform.system()} {platform.release()},"
     yield f"  load average {load:.2f} before the run; client and server share the cores"
@@ -110,26 +144,34 @@ def _write(name: str, section: str) -> None:
 def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
     """The command line of every benchmark. 1 when a contender has no figure even at the lowest concurrency."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark.name}", description=benchmark.title)
-    parser.add_argument("--rounds", type=int, default=5, help="how often to go round (default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.6, help="per round, contender and concurrency (default: 0.6)")
-    parser.add_argument("--quick", action="store_true", help="two rounds of 0.1 s: does it run at all?")
+    parser.add_argument("--rounds", type=int, default=7, help="how often to go round (default: 7)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="per round, contender and concurrency (default: 0.2)")
+    parser.add_argument("--quick", action="store_true", help="one round of 0.1 s: does it run at all?")
     parser.add_argument("--write", action="store_true", help="replace this benchmark's section of benchmarks/RESULTS.md")
     given = parser.parse_args(arguments)
     if given.rounds < 1 or not given.seconds > 0:
         parser.error("--rounds and --seconds must be above 0")
     if given.quick and given.write:
         parser.error("figures of a quick run are not worth keeping: --write without --quick")
-    plan = Plan(2, 0.1) if given.quick else Plan(given.rounds, given.seconds)
+    plan = Plan(1, 0.1, quick=True) if given.quick else Plan(given.rounds, given.seconds)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio ends in order on this one
     load = os.getloadavg()[0]
     lines = [f"## {benchmark.title}", "", benchmark.about, ""]
     broken = False
     with private_server() as server:
         lines += _shape(benchmark, plan, server, load)
-        for table in benchmark.tables:
-            rows = asyncio.run(compare(table, server, plan))
-            lines += _written(table, rows)
-            broken |= any(row.fault is not None for row in rows[table.in_flight[0]])
+        for part in benchmark.parts:
+            if isinstance(part, Study):
+                lines += (f"### {part.title}", "", part.about, "")
+                try:
+                    lines += (*asyncio.run(part.answer(server, plan)), "")
+                except Exception as error:
+                    broken = True
+                    lines += (f"No answer: {reason(error)}", "")
+                continue
+            rows = asyncio.run(compare(part, server, plan))
+            lines += _written(part, rows)
+            broken |= any(row.fault is not None for row in rows[part.in_flight[0]])
     section = "\n".join(lines)
     print(section)
     if given.write:

@@ -44,8 +44,9 @@ def wait_until(predicate: Callable[[], object], description: str, timeout: float
 class Server:
     """One Valkey or Redis on a unix socket, which can be killed and started again."""
 
-    def __init__(self, executable: str, directory: Path, *options: str) -> None:
+    def __init__(self, executable: str, directory: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.path = directory / "s"
+        self._env = None if env is None else {**os.environ, **env}
         self._command = [
             *(executable, "--port", "0", "--unixsocket", str(self.path), "--dir", str(directory)),
             *("--save", "", "--appendonly", "no", "--loglevel", "warning", *options),
@@ -58,7 +59,11 @@ class Server:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            self._command, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            self._command,
+            env=self._env,
+            preexec_fn=die_with_parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )
         wait_until(lambda: answers(self.path), "the server answers")
 

@@ -12,25 +12,34 @@ local REMEMBERED_US = 3600000000
 local MOST_REAPED = 1000
 
 -- A moment at which the debt was low: whoever has held since before it gets no more than this back, the rest has grown back.
+-- The newest comes first; going back they fall. "+" before them: a hold was opened after the newest, so that the next one counts.
 local function mark_low(s)
-  if s.reap_at == 0 or s.limit[1] ~= 'b' then
-    s.lows = ''
+  if s.limit[1] ~= 'b' then
     return
   end
-  local kept = {}
-  for moment, debt in string.gmatch(s.lows, '(%d+):(%d+)') do
-    if tonumber(debt) < s.debt then
-      kept[#kept + 1] = {moment, debt}
+  local moment, debt = match(s.lows, '(%d+):(%d+)')
+  if moment and tonumber(debt) <= s.debt and (string.sub(s.lows, 1, 1) ~= '+' or tonumber(moment) == s.now) then
+    return
+  end
+  local kept = {{s.now, s.debt}}
+  for older, low in string.gmatch(s.lows, '(%d+):(%d+)') do
+    if tonumber(low) < s.debt then
+      kept[#kept + 1] = {tonumber(older), tonumber(low)}
     end
   end
-  kept[#kept + 1] = {integer(s.now), integer(s.debt)}
   if #kept > 8 then
-    -- The oldest two become one, to the disadvantage of who has held longest.
-    kept[2][2] = kept[1][2]
-    table.remove(kept, 1)
+    -- Two become one, to the disadvantage of who has held since between them: those that differ least.
+    local least, gap = 1, math.huge
+    for i = 1, #kept - 1 do
+      if kept[i][2] - kept[i + 1][2] < gap then
+        least, gap = i, kept[i][2] - kept[i + 1][2]
+      end
+    end
+    kept[least][2] = kept[least + 1][2]
+    table.remove(kept, least + 1)
   end
   for i, one in ipairs(kept) do
-    kept[i] = string.format('%s:%s', one[1], one[2])
+    kept[i] = format('%d:%d', one[1], one[2])
   end
   s.lows = table.concat(kept, '/')
 end
@@ -56,10 +65,10 @@ local function give_back(s, cost, part, opened, fenced_at)
   if kind == 'b' then
     local low = s.debt
     for moment, debt in string.gmatch(s.lows, '(%d+):(%d+)') do
-      if tonumber(moment) > opened then
-        low = math.min(low, tonumber(debt))
+      if tonumber(moment) <= opened then
         break
       end
+      low = math.min(low, tonumber(debt))
     end
     if cost >= low then
       cost, part = low, (low == s.debt and math.min(part, s.part) or 0)
@@ -80,11 +89,11 @@ end
 
 -- What a hold says, in the limit's present denominator. A fraction under another rate is dropped.
 local function held_by(s, id)
-  local text = redis.call('HGET', s.key .. ':holds', id)
+  local text = call('HGET', s.key .. ':holds', id)
   if not text then
     return nil
   end
-  local cost, part, denominator, opened = string.match(text, '^(%d+),(%d+),(%d+),(%d+)$')
+  local cost, part, denominator, opened = match(text, '^(%d+),(%d+),(%d+),(%d+)$')
   if tonumber(denominator) ~= s.limit[4] then
     part = '0'
   end
@@ -92,29 +101,36 @@ local function held_by(s, id)
 end
 
 local function let_go(s, id)
-  redis.call('HDEL', s.key .. ':holds', id)
-  redis.call('ZREM', s.key .. ':deadlines', id)
-  local first = redis.call('ZRANGE', s.key .. ':deadlines', 0, 0, 'WITHSCORES')
+  call('HDEL', s.key .. ':holds', id)
+  call('ZREM', s.key .. ':deadlines', id)
+  local first = call('ZRANGE', s.key .. ':deadlines', 0, 0, 'WITHSCORES')
   s.reap_at = first[2] and tonumber(first[2]) or 0
   s.dirty = true
 end
 
-local function hold(s, id, cost, part, opened_us, deadline_us)
+local function hold(s, id, cost, part, deadline_us)
+  if s.limit[1] == 'c' then
+    -- Higher than any before, also after the state was forgotten: server time only goes forward.
+    s.fence = math.max(s.fence + 1, s.now)
+  end
   local holds, deadlines = s.key .. ':holds', s.key .. ':deadlines'
-  redis.call('HSET', holds, id, string.format('%.0f,%.0f,%.0f,%.0f', cost, part, s.limit[4], opened_us))
-  redis.call('ZADD', deadlines, integer(deadline_us), id)
-  redis.call('PEXPIRE', holds, LONGEST_MS)
-  redis.call('PEXPIRE', deadlines, LONGEST_MS)
+  call('HSET', holds, id, format('%d,%d,%d,%d', cost, part, s.limit[4], s.now))
+  call('ZADD', deadlines, integer(deadline_us), id)
+  call('PEXPIRE', holds, LONGEST_MS)
+  call('PEXPIRE', deadlines, LONGEST_MS)
+  if string.sub(s.lows, 1, 1) ~= '+' then
+    s.lows = '+' .. s.lows
+  end
   s.reap_at = s.reap_at == 0 and deadline_us or math.min(s.reap_at, deadline_us)
   s.dirty = true
 end
 
 local function remember(s, id)
   local reaped = s.key .. ':reaped'
-  redis.call('ZREMRANGEBYSCORE', reaped, '-inf', integer(s.now))
-  local new = redis.call('ZADD', reaped, 'NX', integer(s.now + REMEMBERED_US), id)
-  redis.call('ZREMRANGEBYRANK', reaped, 0, -MOST_REAPED - 1)
-  redis.call('PEXPIRE', reaped, LONGEST_MS)
+  call('ZREMRANGEBYSCORE', reaped, '-inf', integer(s.now))
+  local new = call('ZADD', reaped, 'NX', integer(s.now + REMEMBERED_US), id)
+  call('ZREMRANGEBYRANK', reaped, 0, -MOST_REAPED - 1)
+  call('PEXPIRE', reaped, LONGEST_MS)
   return new == 1
 end
 
@@ -123,7 +139,7 @@ local function reap(s, fenced_at)
   if s.reap_at == 0 or s.now < s.reap_at then
     return
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', s.key .. ':deadlines', '-inf', integer(s.now), 'LIMIT', 0, 8)) do
+  for _, id in ipairs(call('ZRANGEBYSCORE', s.key .. ':deadlines', '-inf', integer(s.now), 'LIMIT', 0, 8)) do
     local cost, part, opened = held_by(s, id)
     if cost then
       give_back(s, cost, part, opened, fenced_at)

@@ -10,7 +10,7 @@ The state is a string "a,b,c,moment" at the key, and beside it, by suffix and so
 
   ",reap_at,line_until,queued,leased_until,lease,lows" follows while one of them is needed: the earliest deadline of a hold; a
   line that nobody may overtake stands until then, and asks for so much; tokens that were lent may be spent until then, for so
-  long; low-water marks "moment:debt/…" of the debt since the oldest hold, rising (_holds.lua).
+  long; low-water marks "moment:debt/…" of the debt while there are holds (_holds.lua).
 
 A limit comes as [kind, capacity, part, denominator, start, length, keep, shadow], kind "b", "w", "s" or "c": of a bucket the
 capacity is time (us, and numerator), of the others units. start: of the window that the caller believes in, 0 when windows follow
@@ -20,15 +20,19 @@ keep 1: state from before a failover is believed. shadow 1: it watches and never
 -- A hold lasts an hour at most, and must find the state that it was taken from.
 local LONGEST_MS = 3720000
 
+local call = redis.call
+local format, match = string.format, string.match
+
+-- Whole numbers below 2^53 are exact in %d, and in nothing that writes them by itself.
 local function integer(number)
-  return string.format('%.0f', number)
+  return format('%d', number)
 end
 
 local function clock(now_us)
   if now_us ~= 0 then
     return now_us
   end
-  local time = redis.call('TIME')
+  local time = call('TIME')
   return time[1] * 1000000 + time[2]
 end
 
@@ -44,18 +48,18 @@ local function fenced(fence, known, now_us)
     return 0
   end
   local history = string.sub(said, at + 14, at + 53)
-  local record = redis.call('GET', fence)
+  local record = call('GET', fence)
   local was, run, since
   if record then
-    was, run, since = string.match(record, '^(%w+),(%w*),(%d+)$')
+    was, run, since = match(record, '^(%w+),(%w*),(%d+)$')
     since = tonumber(since)
     if was == history and since <= now_us + 1000000 then
       return since
     end
   end
   local server = redis.pcall('INFO', 'server')
-  local running = type(server) == 'string' and string.match(server, 'run_id:(%w+)') or ''
-  local second = string.match(said, 'master_replid2:(%w+)') or ''
+  local running = type(server) == 'string' and match(server, 'run_id:(%w+)') or ''
+  local second = match(said, 'master_replid2:(%w+)') or ''
   if not record then
     since = known == 1 and now_us or 0
   elseif run ~= running or string.find(second, '[^0]') then
@@ -64,7 +68,7 @@ local function fenced(fence, known, now_us)
     -- The clock stepped back: what was fenced then is fenced now, else nothing would be admitted until that moment comes again.
     since = now_us
   end
-  redis.call('SET', fence, string.format('%s,%s,%.0f', history, running, since))
+  call('SET', fence, format('%s,%s,%d', history, running, since))
   return since
 end
 
@@ -146,14 +150,18 @@ local function read(limit, key, now_us, fenced_at)
       return nil
     end
     local rest
-    a, b, c, moment, rest = string.match(text, '^(%d+),(%d+),(%d+),(%d+)(.*)$')
+    a, b, c, moment = match(text, '^(%d+),(%d+),(%d+),(%d+)$')
+    rest = ''
     if not a then
-      return nil
+      a, b, c, moment, rest = match(text, '^(%d+),(%d+),(%d+),(%d+)(.*)$')
+      if not a then
+        return nil
+      end
     end
     a, b, c, moment = tonumber(a), tonumber(b), tonumber(c), tonumber(moment)
     if rest ~= '' then
       local reap_at, line_until, queued, leased_until, lease, lows =
-        string.match(rest, '^,(%d+),(%d+),(%d+),(%d+),(%d+),(.*)$')
+        match(rest, '^,(%d+),(%d+),(%d+),(%d+),(%d+),(.*)$')
       s.reap_at, s.line_until, s.queued = tonumber(reap_at), tonumber(line_until), tonumber(queued)
       s.leased_until, s.lease, s.lows = tonumber(leased_until), tonumber(lease), lows
     end
@@ -169,9 +177,9 @@ local function read(limit, key, now_us, fenced_at)
         s.leased_until = math.max(s.leased_until - back, 0)
         s.lows = s.reap_at > 0 and '9007199254740991:0' or ''
         if s.reap_at > 0 then
-          local held = redis.call('ZRANGE', key .. ':deadlines', 0, 9999, 'WITHSCORES')
+          local held = call('ZRANGE', key .. ':deadlines', 0, 9999, 'WITHSCORES')
           for i = 1, #held, 2 do
-            redis.call('ZADD', key .. ':deadlines', integer(held[i + 1] - back), held[i])
+            call('ZADD', key .. ':deadlines', integer(held[i + 1] - back), held[i])
           end
         end
       end
@@ -260,20 +268,20 @@ local function write(s)
   local kind = s.limit[1]
   local text, lasts_us
   if kind == 'b' then
-    text, lasts_us = string.format('%.0f,%.0f,%.0f,%.0f', s.debt, s.part, s.limit[4], s.now), s.debt
+    text, lasts_us = format('%d,%d,%d,%d', s.debt, s.part, s.limit[4], s.now), s.debt
   elseif kind == 'c' then
-    text, lasts_us = string.format('%.0f,%.0f,0,%.0f', s.debt, s.fence, s.now), 0
+    text, lasts_us = format('%d,%d,0,%d', s.debt, s.fence, s.now), 0
   else
-    text = string.format('%.0f,%.0f,%.0f,%.0f', s.debt, s.before, s.start, s.now)
+    text = format('%d,%d,%d,%d', s.debt, s.before, s.start, s.now)
     lasts_us = s.ends - s.now + (kind == 's' and s.limit[6] or 0)
   end
   local ttl_ms = math.ceil(lasts_us / 1000) + 60000
   if s.reap_at > 0 or s.line_until > s.now or s.leased_until > s.now then
-    local more = string.format(
-      ',%.0f,%.0f,%.0f,%.0f,%.0f,', s.reap_at, s.line_until, s.queued, s.leased_until, s.lease
+    local more = format(
+      ',%d,%d,%d,%d,%d,', s.reap_at, s.line_until, s.queued, s.leased_until, s.lease
     )
-    text = string.format('%s%s%s', text, more, s.reap_at > 0 and s.lows or '')
+    text = format('%s%s%s', text, more, s.reap_at > 0 and s.lows or '')
     ttl_ms = s.reap_at > 0 and math.max(ttl_ms, LONGEST_MS) or ttl_ms + math.ceil(s.lease / 1000)
   end
-  redis.call('SET', s.key, text, 'PX', integer(ttl_ms))
+  call('SET', s.key, text, 'PX', integer(ttl_ms))
 end

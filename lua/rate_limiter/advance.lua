@@ -57,7 +57,7 @@ end
 reap(s, fenced_at)
 
 local seen = {}
-local flat = redis.call('HGETALL', owners)
+local flat = call('HGETALL', owners)
 for i = 1, #flat, 2 do
   seen[flat[i]] = tonumber(flat[i + 1])
 end
@@ -68,8 +68,8 @@ end
 seen[owner] = now_us
 
 for _, left in ipairs(leaves) do
-  local _, cost = string.match(left, '^([^|]*)|(%d+)')
-  if redis.call('ZREM', line, string.format('%s|%s', owner, left)) == 1 then
+  local _, cost = match(left, '^([^|]*)|(%d+)')
+  if call('ZREM', line, format('%s|%s', owner, left)) == 1 then
     queued = queued - tonumber(cost)
   end
 end
@@ -77,9 +77,9 @@ end
 -- What is held may be given back at any moment: then nobody knows how long it takes, and nobody is sent away.
 local known_wait = s.limit[1] ~= 'c' and s.reap_at == 0
 local fresh, refused, granted = {}, {}, {}
-local tickets = redis.call('ZCARD', line)
+local tickets = call('ZCARD', line)
 for _, join in ipairs(joins) do
-  local ticket, cost, class, weight, place = join[1], join[2], string.format('#%s', join[4]), join[5], join[6]
+  local ticket, cost, class, weight, place = join[1], join[2], format('#%s', join[4]), join[5], join[6]
   if tickets >= MOST_TICKETS then
     refused[#refused + 1] = ticket
     refused[#refused + 1] = wait_for(s, cost, join[3], queued)
@@ -92,10 +92,10 @@ for _, join in ipairs(joins) do
     end
     if place ~= 'front' then
       seen[class] = math.max(seen[class] or 0, tag)
-      redis.call('HSET', owners, class, string.format('%.17g', seen[class]))
+      call('HSET', owners, class, format('%.17g', seen[class]))
     end
-    local member = string.format('%s|%s|%.0f|%.0f|%.0f', owner, ticket, cost, join[3], join[8])
-    if redis.call('ZADD', line, 'NX', string.format('%.17g', tag), member) == 1 then
+    local member = format('%s|%s|%d|%d|%d', owner, ticket, cost, join[3], join[8])
+    if call('ZADD', line, 'NX', format('%.17g', tag), member) == 1 then
       queued, tickets = queued + cost, tickets + 1
     end
     fresh[ticket] = join[7]
@@ -104,29 +104,26 @@ end
 
 -- Nobody is ahead of the first; what those ahead will take is promised to them.
 local promised, blocked, wait_us = 0, false, -1
-local heads = redis.call('ZRANGE', line, 0, 511, 'WITHSCORES')
+local heads = call('ZRANGE', line, 0, 511, 'WITHSCORES')
 for i = 1, #heads, 2 do
   local member, tag = heads[i], tonumber(heads[i + 1])
-  local whose, ticket, cost, part, lease_us = string.match(member, '^([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)$')
+  local whose, ticket, cost, part, lease_us = match(member, '^([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)$')
   cost, part, lease_us = tonumber(cost), tonumber(part), tonumber(lease_us)
   local mine = whose == owner
   local function leave()
-    redis.call('ZREM', line, member)
+    call('ZREM', line, member)
     queued = queued - cost
   end
   if not seen[whose] or now_us - seen[whose] > UNSEEN_US then
     leave()
-    redis.call('HDEL', owners, whose)
+    call('HDEL', owners, whose)
   else
     local wait = (blocked and not mine) and 1 or wait_for(s, cost, part, promised)
     if wait == 0 and not blocked and mine then
       leave()
       charge(s, cost, part)
       if lease_us > 0 then
-        if s.limit[1] == 'c' then
-          s.fence = math.max(s.fence + 1, s.now)
-        end
-        hold(s, ticket, cost, part, s.now, s.now + lease_us)
+        hold(s, ticket, cost, part, s.now + lease_us)
       end
       virtual = math.max(virtual, tag)
       granted[#granted + 1] = ticket
@@ -150,19 +147,19 @@ for i = 1, #heads, 2 do
   end
 end
 
-local left = redis.call('ZCARD', line)
+local left = call('ZCARD', line)
 if left > 0 then
   if wait_us < 0 and #heads == 1024 then
     wait_us = wait_for(s, 0, 0, queued)
   end
-  redis.call('HSET', owners, owner, integer(now_us), 'virtual', string.format('%.17g', virtual), 'epoch', integer(epoch))
-  redis.call('HSET', owners, 'queued', integer(math.max(queued, 0)))
-  redis.call('PEXPIRE', owners, 60000)
-  redis.call('PEXPIRE', line, 60000)
+  call('HSET', owners, owner, integer(now_us), 'virtual', format('%.17g', virtual), 'epoch', integer(epoch))
+  call('HSET', owners, 'queued', integer(math.max(queued, 0)))
+  call('PEXPIRE', owners, 60000)
+  call('PEXPIRE', line, 60000)
   s.line_until, s.queued = s.now + STANDS_US, math.max(queued, 0)
   s.dirty = true
 else
-  redis.call('DEL', owners)
+  call('DEL', owners)
   s.dirty = s.dirty or s.line_until > 0
   s.line_until, s.queued = 0, 0
 end

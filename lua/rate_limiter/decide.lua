@@ -16,7 +16,7 @@ ARGV
                          "borrow"; id and lease_us of a hold (or borrowed for lease_us), else 0; of each part the limit's
                          place in `limits` from 1, and the cost: time in us and numerator of a bucket, else units and 0
 
-RETURNS {now_us, fenced_at, answer...}, an answer per request being {status, part...}, a part {fits, debt, part, wait_us, plain}
+RETURNS {now_us, fenced_at, answer...}, flat: an answer per request being status, and unless that is below 0 of each part fits, debt, part, wait_us, plain
   status         int     1 allowed, 0 refused, -1 a state could not be read, -2 this id was held before and has been reaped,
                          -3 now_us lies outside of a window that the caller named
   fits           0 | 1   would this limit alone have allowed it
@@ -60,9 +60,11 @@ local function open(limit, key)
   return s
 end
 
-for number, request in ipairs(requests) do
+for _, request in ipairs(requests) do
   local verb, id, lease_us = request[1], request[2], request[3]
-  local reply, parts, status = {1}, {}, 1
+  local parts, status = {}, 1
+  local status_at = #replies + 1
+  replies[status_at] = 1
   for i = 4, #request, 3 do
     place = place + 1
     local limit, cost, part = limits[request[i]], request[i + 1], request[i + 2]
@@ -79,7 +81,7 @@ for number, request in ipairs(requests) do
       elseif verb == 'borrow' and wait_us == 0 then
         local more = math.max(lease_us - (s.leased_until > s.now and s.lease or 0), 0)
         wait_us = wait_for(s, cost + more, part, 0)
-      elseif verb == 'hold' and wait_us == 0 and redis.call('HLEN', s.key .. ':holds') >= MOST_HOLDS then
+      elseif verb == 'hold' and wait_us == 0 and call('HLEN', s.key .. ':holds') >= MOST_HOLDS then
         wait_us = math.max(s.reap_at - s.now, 1000)
       end
       parts[#parts + 1] = {s, cost, part, wait_us}
@@ -91,28 +93,22 @@ for number, request in ipairs(requests) do
   if verb == 'hold' and status >= 0 then
     for _, one in ipairs(parts) do
       local s = one[1]
-      if redis.call('HEXISTS', s.key .. ':holds', id) == 1 then
+      if call('HEXISTS', s.key .. ':holds', id) == 1 then
         status = 2
-      elseif status ~= 2 and redis.call('ZSCORE', s.key .. ':reaped', id) then
+      elseif status ~= 2 and call('ZSCORE', s.key .. ':reaped', id) then
         status = -2
         break
       end
     end
   end
-  for _, one in ipairs(parts) do
+  for _, one in ipairs(status >= 0 and parts or {}) do
     local s, cost, part, wait_us = one[1], one[2], one[3], one[4]
     if status == 1 and wait_us == 0 and verb ~= 'look' and (cost > 0 or part > 0 or verb == 'hold') then
+      charge(s, cost, part)
       if verb == 'borrow' then
-        charge(s, cost, part)
         s.leased_until, s.lease = math.max(s.leased_until, s.now + lease_us), math.max(s.lease, lease_us)
       elseif verb == 'hold' then
-        charge(s, cost, part)
-        if s.limit[1] == 'c' then
-          s.fence = math.max(s.fence + 1, s.now)
-        end
-        hold(s, id, cost, part, s.now, s.now + lease_us)
-      else
-        charge(s, cost, part)
+        hold(s, id, cost, part, s.now + lease_us)
       end
     end
     local debt, rest = shown(s)
@@ -121,10 +117,11 @@ for number, request in ipairs(requests) do
       -- Held before under this id: the same answer again, and nothing more is taken.
       wait_us = 0
     end
-    reply[#reply + 1] = {wait_us == 0 and 1 or 0, debt, rest, wait_us, plain and 1 or 0}
+    local last = #replies
+    replies[last + 1], replies[last + 2], replies[last + 3] = wait_us == 0 and 1 or 0, debt, rest
+    replies[last + 4], replies[last + 5] = wait_us, plain and 1 or 0
   end
-  reply[1] = status == 2 and 1 or status
-  replies[number + 2] = reply
+  replies[status_at] = status == 2 and 1 or status
 end
 
 for _, s in pairs(opened) do

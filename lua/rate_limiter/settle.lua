@@ -17,7 +17,7 @@ ARGV
                          "return": give back cost, which was taken at opened_us without a hold. "debit": cost was used
                          while this store was away; once per id
 
-RETURNS {now_us, fenced_at, answer...}, an answer per request being {status, excess, excess_part}
+RETURNS {now_us, fenced_at, answer...}, flat: an answer per request being status, excess, excess_part
   status         int     1 done; 2 done late (the hold had been reaped; the use is recorded); 3 nothing to do (no such hold: settled
                          before, or never made); -1 the state could not be read
   excess         int     what was not recorded because the debt would have been above ten times the capacity
@@ -57,7 +57,7 @@ local function settle(s, id, cost, part, held, held_part, opened)
   if was then
     let_go(s, id)
     held, held_part, opened = was, was_part, since
-  elseif redis.call('ZREM', s.key .. ':reaped', id) == 1 then
+  elseif call('ZREM', s.key .. ':reaped', id) == 1 then
     if kind == 'c' then
       return 2, 0, 0
     end
@@ -90,18 +90,18 @@ local function settle(s, id, cost, part, held, held_part, opened)
 end
 
 local function renew(s, id, lease_us, held, held_part)
-  if redis.call('HEXISTS', s.key .. ':holds', id) == 1 then
-    redis.call('ZADD', s.key .. ':deadlines', integer(s.now + lease_us), id)
-    redis.call('PEXPIRE', s.key .. ':holds', LONGEST_MS)
-    redis.call('PEXPIRE', s.key .. ':deadlines', LONGEST_MS)
-    local first = redis.call('ZRANGE', s.key .. ':deadlines', 0, 0, 'WITHSCORES')
+  if call('HEXISTS', s.key .. ':holds', id) == 1 then
+    call('ZADD', s.key .. ':deadlines', integer(s.now + lease_us), id)
+    call('PEXPIRE', s.key .. ':holds', LONGEST_MS)
+    call('PEXPIRE', s.key .. ':deadlines', LONGEST_MS)
+    local first = call('ZRANGE', s.key .. ':deadlines', 0, 0, 'WITHSCORES')
     s.reap_at, s.dirty = tonumber(first[2]), true
     return 1, 0, 0
   end
   if s.limit[1] == 'c' and s.now < s.unknown_until then
     -- After a failover all slots count as taken until their holders have had time to say so.
     charge(s, held, held_part)
-    hold(s, id, held, held_part, s.now, s.now + lease_us)
+    hold(s, id, held, held_part, s.now + lease_us)
     return 1, 0, 0
   end
   return 3, 0, 0
@@ -112,7 +112,7 @@ for number, request in ipairs(requests) do
   local cost, part, held, held_part, opened = request[5], request[6], request[7], request[8], request[9]
   local s = read(limit, KEYS[number + 1], now_us, fenced_at)
   if not s then
-    replies[number + 2] = {-1, 0, 0}
+    replies[3 * number], replies[3 * number + 1], replies[3 * number + 2] = -1, 0, 0
   else
     local status, excess, excess_part = 1, 0, 0
     if verb == 'settle' then
@@ -132,7 +132,7 @@ for number, request in ipairs(requests) do
     end
     reap(s, fenced_at)
     write(s)
-    replies[number + 2] = {status, excess, excess_part}
+    replies[3 * number], replies[3 * number + 1], replies[3 * number + 2] = status, excess, excess_part
   end
 end
 return replies

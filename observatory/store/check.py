@@ -38,7 +38,7 @@ async def findings(store: Store, allow_eviction: tuple[str, ...]) -> list[Findin
     """Look at the server, at each primary of a cluster: the worst is told. StoreUnavailable when none answers at all."""
     said: dict[str, dict[str, str]] = {}
     away: dict[str, StoreUnavailable] = {}
-    for section in ("server", "memory", "persistence"):
+    for section in ("server", "memory", "persistence", "replication"):
         for where, reply in (await store.everywhere("INFO", section)).items():
             facts = said.setdefault(where, {})
             if isinstance(reply, StoreUnavailable):
@@ -52,7 +52,7 @@ async def findings(store: Store, allow_eviction: tuple[str, ...]) -> list[Findin
         raise next(iter(away.values()))
     embedded = store.address.embedded is not None
     looked = {
-        where: (_version(facts), _eviction(facts, allow_eviction), _persistence(facts, embedded=embedded))
+        where: (_version(facts), _eviction(facts, allow_eviction), _persistence(facts, embedded=embedded), _fence(facts))
         for where, facts in said.items()
         if where not in away
     }
@@ -110,6 +110,17 @@ def _persistence(said: dict[str, str], *, embedded: bool) -> Finding:
         return Finding("persistence", "ok", "append-only file" + (" of the embedded server" if embedded else ""))
     return Finding(
         "persistence", "warn", "no append-only file: a restart loses limits and counters", "Set appendonly yes on the server"
+    )
+
+
+def _fence(said: dict[str, str]) -> Finding:
+    if "master_replid" in said:
+        return Finding("fence", "ok", "a failover or restart is seen by the limits")
+    return Finding(
+        "fence",
+        "unknown",
+        "the server hides its replication id: after a failover a limit may admit again what was forgotten, one burst at most",
+        'Allow INFO to our user; or durability="strict" on limits that must not',
     )
 
 

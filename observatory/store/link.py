@@ -108,7 +108,7 @@ class Link(asyncio.Protocol):
             self._in_flight.append(call)
             self._waiting.append(call)
             if not self._out:
-                loop.call_soon(self._flush)
+                loop.call_soon(self.flush)
             self._out.append(packed)
         elif now < self._fail_until and self._fault is not None:
             future.set_exception(fresh(self._fault))
@@ -137,7 +137,8 @@ class Link(asyncio.Protocol):
         if self._transport is None:
             raise fresh(self._fault or StoreUnavailable(f"no connection to the store within {timeout:g} s"))
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what was called for in this tick."""
         out, self._out = self._out, []
         if self._idle and self._loop is not None:
             # Measured from the writing: a loop that was blocked meanwhile must not take a sound link for a stuck one.
@@ -179,7 +180,7 @@ class Link(asyncio.Protocol):
             if not _settled(call):
                 self._in_flight.append(call)
                 self._out.append(packed)
-        self._flush()
+        self.flush()
 
     def _refuse(self, fault: ObservatoryError) -> None:
         """Connecting failed: tell who waits, and whoever comes in the next moment, without trying again for each."""

@@ -147,6 +147,11 @@ class Store:
         first.add_done_callback(done)
         return answer
 
+    def flush(self) -> None:
+        """Write now what was sent in this tick; else it is written at its end."""
+        if self._cluster is None and (link := self._links.get("decisions")) is not None:
+            link.flush()
+
     async def command(self, *command: str | bytes | float, link: LinkName = "decisions") -> Any:
         """Send one command once. On a cluster to the primary of its first key; to any without one."""
         if self._cluster is not None:

@@ -77,6 +77,7 @@ def test_asking_the_fleet(env: dict[str, str]) -> None:
         "version",
         "eviction",
         "persistence",
+        "fence",
     ]
     assert command("doctor", "--strict", env=env).returncode == 1, "the test's server has no append-only file"
 

@@ -7,7 +7,7 @@ from typing import assert_type
 
 from opentelemetry.trace import Span
 
-from observatory import Cache, Decision, Limit, Metric, Observatory, RateLimitExceeded, Retry
+from observatory import Cache, Decision, Limit, Metric, Observatory, RateLimitExceeded, Reservation, Retry, Settlement
 
 obs = Observatory("typed")
 obs.rate_limiter.define(
@@ -28,6 +28,13 @@ async def main() -> None:
         assert_type(decision, Decision)
         assert_type(decision.retry_after, float | None)
         assert_type(decision.raise_if_denied(), Decision)
+        assert_type(await obs.rate_limiter.acquire(["user-requests", "openai-tokens"], timeout=None), Decision)
+        async with obs.rate_limiter.reserve("*", {"user": "ann"}, {"tokens": 900, "usd": Decimal("0.01")}) as held:
+            assert_type(held, Reservation)
+            assert_type(await held.settle({"tokens": 700}), Settlement)
+        assert_type(await obs.rate_limiter.reserve("openai-tokens"), Reservation)
+        assert_type(await obs.rate_limiter.requires("user-requests")(), Decision)
+        assert_type(obs.rate_limiter.match({"user": "ann"}), tuple[Limit, ...])
         cache = obs.cache(dict[str, int])
         assert_type(cache, Cache[dict[str, int]])
         assert_type(await cache.get("k"), dict[str, int] | None)

@@ -13,8 +13,8 @@ from ...store.store import Store
 from ...types import Clock
 from .shape import Shape
 
-MOST_PARTS = 128
-"""Parts of one script call: what others may have to wait for."""
+MOST_PARTS = 32
+"""Parts of one script call. Enough to spread its fixed cost; and while the server works at one, the next is being written."""
 
 
 @lua("rate_limiter/decide")
@@ -161,7 +161,7 @@ class Desk:
             text += f",{batch.place(shape)},{cost},{part}"
             batch.keys.append(key)
         batch.requests.append(text + "]")
-        batch.futures.append((future, None if request.last else request))
+        batch.futures.append((future, request))
 
     def settle(
         self,
@@ -207,7 +207,7 @@ class Desk:
         group = (store, script, strict, slot)
         batch = self._batches.get(group)
         if batch is not None and len(batch.keys) >= MOST_PARTS:
-            self._send(group)
+            self._send(group, at_once=True)
             batch = None
         if batch is None:
             batch = self._batches[group] = _Batch(store)
@@ -221,7 +221,7 @@ class Desk:
         # The embedded server acknowledges what is in its append-only file, and nobody is promoted in its place.
         return 2 if store.address.embedded is not None else int(fence in self._knows)
 
-    def _send(self, group: tuple[Store, Any, bool, str], scheduled: _Batch | None = None) -> None:
+    def _send(self, group: tuple[Store, Any, bool, str], scheduled: _Batch | None = None, *, at_once: bool = False) -> None:
         batch = self._batches.get(group)
         if batch is None or (scheduled is not None and batch is not scheduled):
             return
@@ -245,6 +245,8 @@ class Desk:
                     future.set_exception(error)
             return
 
+        if at_once:
+            store.flush()
         answer.add_done_callback(lambda call: self._answered(batch, script, fence, call))
 
     def _answered(self, batch: _Batch, script: Any, fence: Key, call: "asyncio.Future[list[Any]]") -> None:
@@ -258,21 +260,28 @@ class Desk:
                     future.set_exception(fresh(error) if isinstance(error, ObservatoryError) else error)
             return
         self._knows.add(fence)
-        now_us, fenced_at, *answers = call.result()
-        for (future, again), one in zip(batch.futures, answers, strict=True):
+        reply = call.result()
+        now_us, fenced_at, place = reply[0], reply[1], 2
+        for future, request in batch.futures:
+            status = reply[place]
+            place += 1
+            if request is None:
+                answer: Any = (status, reply[place], reply[place + 1])
+                place += 2
+            else:
+                ends = place + 5 * len(request.parts) if status >= 0 else place
+                parts = tuple([PartAnswer._make(reply[at : at + 5]) for at in range(place, ends, 5)])
+                place, answer = ends, Answer(status, parts, now_us, fenced_at)
             if future.done():
                 continue
-            status = one[0]
             if status == -1:
                 future.set_exception(_unreadable())
-            elif script is _settle:
-                future.set_result(tuple(one))
-            elif status == -3 and again is not None:
+            elif status == -3 and request is not None and not request.last:
                 # A calendar window ended meanwhile; nothing was taken.
                 self._behind_us += now_us - self.now_us()
-                self._enqueue(batch.store, script, again._replace(last=True), future)
+                self._enqueue(batch.store, script, request._replace(last=True), future)
             else:
-                future.set_result(Answer(status, tuple([PartAnswer(*part) for part in one[1:]]), now_us, fenced_at))
+                future.set_result(answer)
 
 
 def _unreadable() -> StoreError:

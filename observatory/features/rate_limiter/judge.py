@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import Callable
 
-import msgspec
-
 from ...errors import ReservationLost, StoreUnavailable
 from ...names import Metric
 from ...notes import note
@@ -32,49 +30,59 @@ class Judge:
         self.across = Across(desk)
         self.memory = Memory()
         self.fallback = Fallback(instances)
-        self._lending = Lending(desk, clock)
+        self.lending = Lending(desk, clock, policies)
         self._notices = Notices(desk.store, metrics)
         self._merging: set[asyncio.Task[None]] = set()
 
-    async def decide(self, verb: str, wanted: list[Wanted], limit: LimitRef, *, waited: float = 0.0) -> Decision:
+    async def decide(self, verb: str, wanted: list[Wanted], limit: LimitRef) -> Decision:
         """Look or take: overrides, what is remembered, what was borrowed, the script; Redis away: by policy."""
         if not wanted:
             return nothing(limit)
-        if len(wanted) == 1 and not wanted[0].policy.limit.overrides:
-            decision = await self._decide_one(verb, wanted[0])
-        else:
-            verdicts = [one.policy.verdict(one.identity) for one in wanted]
-            asked = [one for one, verdict in zip(wanted, verdicts, strict=True) if verdict is None]
-            denied = any(verdict is False for verdict in verdicts)
-            found = iter(await self._ask("look" if denied else verb, asked))
-            parts = [
-                next(found) if verdict is None else _overridden(one, allowed=verdict)
-                for one, verdict in zip(wanted, verdicts, strict=True)
-            ]
-            decision = parts[0] if isinstance(limit, str) and limit != "*" and len(parts) == 1 else together(parts)
-        if waited:
-            decision = msgspec.structs.replace(decision, waited=waited)
-        return decision
+        if len(wanted) == 1 and limit != "*" and not wanted[0].policy.limit.overrides:
+            return await self.decide_one(verb, wanted[0])
+        verdicts = [one.policy.verdict(one.identity) for one in wanted]
+        asked = [one for one, verdict in zip(wanted, verdicts, strict=True) if verdict is None]
+        denied = any(verdict is False for verdict in verdicts)
+        found = iter(await self._ask("look" if denied else verb, asked))
+        parts = [
+            next(found) if verdict is None else _overridden(one, allowed=verdict)
+            for one, verdict in zip(wanted, verdicts, strict=True)
+        ]
+        return parts[0] if isinstance(limit, str) and limit != "*" and len(parts) == 1 else together(parts)
 
-    async def _decide_one(self, verb: str, one: Wanted) -> Decision:
-        if verb == "take" and one.asked:
+    async def decide_one(self, verb: str, one: Wanted) -> Decision:
+        """The same for one limit, whose identities are all alike: the way of most calls."""
+        moved = self._clock.now_us() != 0
+        if verb == "take" and one.asked and not moved:
             remembered = self.memory.recall(one, self._policies.version)
             if remembered is not None:
                 return remembered
-            if one.policy.leased and self._clock.now_us() == 0:
+            if one.policy.leased:
                 try:
-                    spent = await self._lending.take(one)
+                    spent = await self.lending.take(one)
                 except StoreUnavailable:
                     spent = None
                 if spent is not None:
                     return wants.decision(one, spent, by="lease")
-        return (await self._ask(verb, [one]))[0]
+        asked_at = self._clock.monotonic()
+        try:
+            answer = await self._desk.ask(verb, (one.part,), strict=one.policy.strict and verb == "take")
+        except StoreUnavailable as error:
+            (verdict,) = self.fallback.decide((one,), error, take=verb == "take")
+            return wants.decision(one, verdict, by="local")
+        if self.fallback.is_active:
+            self._merge()
+        verdict = wants.told(one, answer.parts[0])
+        decision = wants.decision(one, verdict)
+        if verb == "take" and not decision.allowed and not moved:
+            self.memory.keep(one, decision, self._policies.version, asked_at, plain=verdict.plain)
+        self._notices.look(one, decision, answer.now_us)
+        return decision
 
     async def _ask(self, verb: str, wanted: list[Wanted]) -> list[Decision]:
         """The script's answers. All or nothing, also over several slots of a Cluster."""
         if not wanted:
             return []
-        asked_at = self._clock.monotonic()
         try:
             answer = await self.across.ask(verb, wanted)
         except StoreUnavailable as error:
@@ -82,14 +90,9 @@ class Judge:
             return [wants.decision(one, verdict, by="local") for one, verdict in zip(wanted, verdicts, strict=True)]
         if self.fallback.is_active:
             self._merge()
-        decisions = []
-        for one, part in zip(wanted, answer.parts, strict=True):
-            verdict = wants.told(one, part)
-            decision = wants.decision(one, verdict)
-            if verb == "take" and not decision.allowed and len(wanted) == 1 and self._clock.now_us() == 0:
-                self.memory.keep(one, decision, self._policies.version, asked_at, plain=verdict.plain)
+        decisions = [wants.decision(one, wants.told(one, part)) for one, part in zip(wanted, answer.parts, strict=True)]
+        for one, decision in zip(wanted, decisions, strict=True):
             self._notices.look(one, decision, answer.now_us)
-            decisions.append(decision)
         return decisions
 
     def count(self, decision: Decision) -> None:
@@ -149,11 +152,11 @@ class Judge:
         for task in self._merging:
             task.cancel()
         await self._notices.aclose()
-        await self._lending.give_back()
+        await self.lending.give_back()
 
     def forget(self) -> None:
         """In a forked child: loans are the parent's."""
-        self._lending.forget()
+        self.lending.forget()
         self.memory.clear()
 
 

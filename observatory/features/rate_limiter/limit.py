@@ -124,7 +124,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 class Policy:
     """A limit as it stands, every layer applied, with the shapes it is asked with."""
 
-    __slots__ = ("_overridden", "dimensions", "leased", "limit", "shape", "spec")
+    __slots__ = ("_overridden", "dimensions", "is_plain", "leased", "limit", "shape", "spec", "strict")
 
     def __init__(self, limit: Limit, *, inline: bool = False) -> None:
         self.limit = limit
@@ -133,6 +133,9 @@ class Policy:
         self.shape: Shape = shape_of(limit)
         self.dimensions = limit.dimensions
         self.leased = bool(limit.leases) and self.shape.lease_us > 0
+        self.strict = limit.durability == "strict"
+        self.is_plain = not limit.overrides and self.shape.kind != "c"
+        """Every identity has the same numbers, and they are spent, not held."""
         self._overridden: dict[str, Shape] = {}
         for identity, override in limit.overrides.items():
             if override.amount is not None or override.burst is not None:

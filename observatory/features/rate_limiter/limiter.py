@@ -7,6 +7,7 @@ from typing import Any
 from ... import units
 from ...errors import InvalidArgument
 from ...names import RESERVATIONS_REAPED
+from ...notes import note
 from ...settings import LimitSettings
 from ...store.store import Store
 from ...types import Clock, Dimensions, Identity, Unit
@@ -75,8 +76,19 @@ class RateLimiter:
         Of several limits all are taken or none. InvalidArgument, UnknownLimit: nothing was asked. StoreUnavailable (of a
         `closed` limit), or cancelled: whether the cost was taken is unknown; it is not given back (the safe side).
         """
-        decision = await self._judge.decide("take", self._wanted(limit, identity, cost), limit)
-        self._judge.count(decision)
+        if type(cost) is int and type(limit) is str and (identity is None or type(identity) is str):
+            lent = self._judge.lending.spend(limit, identity, cost)
+            if lent is not None:
+                return lent
+        one = self._plain(limit, identity, cost)
+        if one is not None:
+            decision = await self._judge.decide_one("take", one)
+        else:
+            decision = await self._judge.decide("take", self._wanted(limit, identity, cost), limit)
+        if not decision.allowed or decision.shadow or decision.parts:
+            self._judge.count(decision)
+        else:
+            note(decision.limit, decision)
         return decision
 
     async def peek(self, limit: LimitRef, identity: Identity | None = None) -> Decision:
@@ -94,6 +106,7 @@ class RateLimiter:
         patience = units.timeout(timeout)
         wanted = self._wanted(limit, identity, cost)
         decision = await self._judge.decide("take", wanted, limit)
+        wanted = _binding(wanted)
         if not decision.allowed:
             decision, _ = await self._waiting.stand(wanted, decision, patience, limit)
         self._judge.count(decision)
@@ -117,7 +130,7 @@ class RateLimiter:
 
         async def hold() -> Reservation:
             patience, seconds, name = units.timeout(timeout), checked_lease(lease), new_id(id)
-            wanted = self._wanted(limit, identity, cost, hold=True)
+            wanted = _binding(self._wanted(limit, identity, cost, hold=True))
             return await self._reserve(wanted, patience, seconds, name, limit)
 
         return PendingReservation(hold)
@@ -155,6 +168,15 @@ class RateLimiter:
         return Reservation(self, wanted, empty, id=token.id, opened_us=token.opened_us, lease=token.lease, fence=0)
 
     # from a call to what it wants
+    def _plain(self, limit: LimitRef, identity: Identity | None, cost: Any) -> Wanted | None:
+        """The short way of most calls: one limit by name, one amount. None: the long way."""
+        policy = self._policies.get(limit) if type(limit) is str else None
+        if policy is None or not policy.is_plain or isinstance(cost, Mapping):
+            return None
+        if type(identity) is not str or not 0 < len(identity) <= 65_536 or len(policy.dimensions) > 1:
+            identity = wants.bucket(policy.limit, wants.given(identity))
+        return wants.want(self._desk.store().keys, policy, identity, cost)
+
     def _wanted(
         self, limit: LimitRef, identity: Identity | None, cost: Any, *, look: bool = False, hold: bool = False
     ) -> list[Wanted]:
@@ -269,3 +291,8 @@ class RateLimiter:
     def forget(self) -> None:
         """In a forked child: loans are the parent's."""
         self._judge.forget()
+
+
+def _binding(wanted: list[Wanted]) -> list[Wanted]:
+    """Without those whose identity may have everything."""
+    return [one for one in wanted if one.policy.verdict(one.identity) is not True]

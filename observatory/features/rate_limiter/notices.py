@@ -34,16 +34,16 @@ class Notices:
         self._store = store
         self._metrics = metrics
         self._told: set[tuple[str, str, float, int]] = set()
-        self._compared: set[tuple[str, Shape]] = set()
+        self._compared: dict[str, Shape] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def look(self, one: Wanted, decision: Decision, now_us: int) -> None:
         """After an answer of the store: is there something to tell?"""
         policy = one.policy
-        if (policy.limit.name, policy.shape) not in self._compared:
+        if self._compared.get(policy.limit.name) != policy.shape:
             if len(self._compared) >= _REMEMBERED:
                 self._compared.clear()
-            self._compared.add((policy.limit.name, policy.shape))
+            self._compared[policy.limit.name] = policy.shape
             self._start(self._compare(policy))
         if policy.limit.alert_at and decision.capacity:
             used = 1 - float(decision.remaining) / float(decision.capacity)

@@ -66,6 +66,9 @@ class Policies:
     def __iter__(self) -> Iterator[Limit]:
         return iter([policy.limit for policy in self._policies.values()])
 
+    def get(self, name: str) -> Policy | None:
+        return self._policies.get(name)
+
     def find(self, limit: str | Limit) -> Policy:
         """A limit by its name, or one that is brought along. UnknownLimit says what there is."""
         if isinstance(limit, str):

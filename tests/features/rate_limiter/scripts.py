@@ -36,6 +36,11 @@ class Scripts:
     def key(self) -> str:
         return f"{{r}}state-{secrets.token_hex(8)}"
 
+    def read(self, key: str) -> str:
+        """The state as it is kept."""
+        text: Any = self.client.get(key)
+        return str(text.decode())
+
     def _run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
         try:
             return self.client.evalsha(script.sha, len(keys), *keys, *arguments)
@@ -68,7 +73,12 @@ class Scripts:
         limits = b"[" + b",".join(shape.wire(now_us) for shape in shapes) + b"]"
         arguments = [now_us, self.known, limits, msgspec.json.encode(asked)]
         reply = self._run(DECIDE, [self.fence, *keys], arguments)
-        return [(one[0], [Part(*part) for part in one[1:]]) for one in reply[2:]]
+        flat, found = iter(reply[2:]), []
+        for _, parts, _, _ in requests:
+            status = next(flat)
+            told = [Part(*(next(flat) for _ in Part._fields)) for _ in parts] if status >= 0 else []
+            found.append((status, told))
+        return found
 
     def settle(
         self,
@@ -86,7 +96,7 @@ class Scripts:
         request = [verb, hold, lease_us, 1, *shape.time_of(cost), *shape.time_of(held), opened_us]
         limits = b"[" + shape.wire(now_us) + b"]"
         arguments = [now_us, self.known, limits, msgspec.json.encode([request])]
-        return list(self._run(SETTLE, [self.fence, key], arguments)[2])
+        return list(self._run(SETTLE, [self.fence, key], arguments)[2:])
 
     def advance(
         self, now_us: int, shape: Shape, key: str, owner: str, joins: list[Any] | None = None, leaves: list[str] | None = None

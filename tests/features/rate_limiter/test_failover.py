@@ -205,6 +205,18 @@ def test_clock_that_steps_back_over_the_fence_locks_nobody(started: Any) -> None
     assert admitted(scripts, key, START_US - hour + 60_000_000) == 100
 
 
+async def test_hidden_info_leaves_the_fence_off_and_doctor_says_so(opening: Open, own_server: Server) -> None:
+    """Managed services refuse INFO: limits work, a restart is believed, and there is a finding."""
+    admin = await opening(own_server)
+    rights = ("on", ">pw", "~*", "resetchannels", "+@all", "-info")
+    await admin.store.command("ACL", "SETUSER", "managed", *rights)
+    url = own_server.url.replace("unix://", "unix://managed:pw@")
+    obs = await opening(redis_url=url)
+    assert await obs.rate_limiter.check(Limit("managed", 5, per="1m"))
+    fence = next(finding for finding in (await obs.health()).checks if finding.name == "fence")
+    assert (fence.status, "one burst at most" in fence.message) == ("unknown", True)
+
+
 async def test_whole_client_over_a_restart(opening: Open, own_server: Server) -> None:
     """The library tells the script that it has seen the store; the embedded server, which loses nothing, is believed."""
     obs = await opening(own_server)

@@ -5,11 +5,13 @@ import logging
 import signal
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 
 from observatory import Limit, Observatory, RateLimitExceeded, StoreUnavailable
 from tests.conftest import Open
+from tests.proxy import proxy
 from tests.servers import Server
 
 
@@ -17,7 +19,7 @@ async def fleet(opening: Open, server: Server, size: int) -> list[Observatory]:
     """So many instances that know of each other."""
     clients = [await opening(server) for _ in range(size)]
     for obs in clients:
-        while obs._lifetime.presence is None or obs._lifetime.presence.most_live < size:
+        while obs._lifetime.most_live() < size:
             await asyncio.sleep(0.05)
     return clients
 
@@ -68,6 +70,36 @@ async def test_fleet_stays_within_the_limit_while_redis_is_away(opening: Open, o
     admitted = sum(await asyncio.gather(*[spend(obs) for obs in clients]))
     lasted = time.monotonic() - began
     assert 0.5 * 200 * lasted <= admitted <= 200 * (lasted + 0.25)
+
+
+async def test_part_of_the_fleet_that_is_cut_off_has_its_share(opening: Open, own_server: Server, tmp_path: Path) -> None:
+    """Two of four lose Redis: those connected have the rate, the others two quarters of it, and a newcomer there nothing."""
+    limit = Limit("cut", 200, per=1, burst=50)
+    async with proxy(own_server.path, tmp_path / "between") as between:
+        connected = await fleet(opening, own_server, 2)
+        cut = [await opening(redis_url=between.url) for _ in range(2)]
+        while any(obs._lifetime.most_live() < 4 for obs in (*connected, *cut)):
+            await asyncio.sleep(0.05)
+        between.deaf = True
+        between.cut()
+        began = time.monotonic()
+
+        async def spend(obs: Observatory) -> int:
+            admitted = 0
+            while time.monotonic() < began + 2.0:
+                admitted += bool(await obs.rate_limiter.check(limit))
+                await asyncio.sleep(0.001)
+            return admitted
+
+        here = asyncio.gather(*[spend(obs) for obs in connected])
+        there = await asyncio.gather(*[spend(obs) for obs in cut])
+        lasted = time.monotonic() - began
+        assert sum(await here) <= 50 + 200 * lasted
+        assert 0 < sum(there) <= 200 * lasted * 2 / 4
+        newcomer = await opening(redis_url=between.url)
+        with pytest.raises(StoreUnavailable):
+            await newcomer.rate_limiter.check(limit)
+        between.deaf = False
 
 
 async def test_what_was_spent_is_merged_back_once(opening: Open, own_server: Server, caplog: pytest.LogCaptureFixture) -> None:

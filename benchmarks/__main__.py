@@ -1,0 +1,10 @@
+"""All of them, one after the other, with the same options: python -m benchmarks [--quick] [--write]."""
+
+import sys
+
+from . import bench_growth, bench_rate_limiter, bench_reservations
+from .harness import main
+
+if __name__ == "__main__":
+    broken = [main(bench_rate_limiter.BENCHMARK), main(bench_reservations.BENCHMARK), bench_growth.run()]
+    sys.exit(max(broken))
