@@ -1,5 +1,6 @@
 """What is known about the work at hand (tenant, team, user …), bound once and read by every room."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,6 +10,23 @@ from .errors import InvalidArgument
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 _bound: ContextVar[Mapping[str, str]] = ContextVar("observatory_dimensions", default=_EMPTY)
+
+
+class _Threads:
+    """What the threads of one request have bound, by name, each with its number.
+
+    A thread works in a copy of the context: what it binds would end with it.
+    """
+
+    __slots__ = ("said", "told")
+
+    def __init__(self) -> None:
+        self.said: dict[str, tuple[int, str | None]] = {}
+        self.told = 0
+
+
+_threads: ContextVar[_Threads | None] = ContextVar("observatory_threads", default=None)
+_heard: ContextVar[int] = ContextVar("observatory_heard", default=0)
 
 MAX_DIMENSIONS = 64
 MAX_VALUE = 8192
@@ -32,25 +50,57 @@ def checked(dimensions: Mapping[str, object], what: str = "dimension") -> dict[s
 
 def current() -> Mapping[str, str]:
     """What is bound here and now. Read-only."""
+    threads = _threads.get()
+    if threads is not None and threads.told > (heard := _heard.get()):
+        new = {name: value for name, (number, value) in tuple(threads.said.items()) if number > heard}
+        _heard.set(threads.told)
+        _bound.set(_merged(_bound.get(), new))
     return _bound.get()
 
 
-def _merged(changes: Mapping[str, str | None]) -> Mapping[str, str]:
-    kept = {name: value for name, value in _bound.get().items() if name not in changes}
+def _merged(before: Mapping[str, str], changes: Mapping[str, str | None]) -> Mapping[str, str]:
+    kept = {name: value for name, value in before.items() if name not in changes}
     kept.update(checked({name: value for name, value in changes.items() if value is not None}))
     return MappingProxyType(kept)
 
 
 def bind(**dimensions: str | None) -> None:
-    """Bind for the rest of this task; None removes."""
-    _bound.set(_merged(dimensions))
+    """Bind for the rest of this task; None removes. From a thread of a request: for the rest of the request."""
+    _bound.set(_merged(current(), dimensions))
+    threads = _threads.get()
+    if threads is not None and not _on_a_loop():
+        number = threads.told + 1
+        threads.said.update({name: (number, value) for name, value in dimensions.items()})
+        threads.told = number
+
+
+def _on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager
 def bound(**dimensions: str | None) -> Iterator[None]:
     """Bind for a block."""
-    token = _bound.set(_merged(dimensions))
+    token = _bound.set(_merged(current(), dimensions))
+    heard = _heard.set(_heard.get())
     try:
         yield
     finally:
+        _heard.reset(heard)
         _bound.reset(token)
+
+
+@contextmanager
+def request(**dimensions: str | None) -> Iterator[None]:
+    """Bind for a request: what a thread of it binds, the rest of it knows."""
+    threads, heard = _threads.set(_Threads()), _heard.set(0)
+    try:
+        with bound(**dimensions):
+            yield
+    finally:
+        _heard.reset(heard)
+        _threads.reset(threads)

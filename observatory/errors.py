@@ -18,7 +18,7 @@ ObservatoryError                      code                    HTTP  retryable
  └─ PayloadTooLarge                   payload_too_large       413   no
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
@@ -43,12 +43,18 @@ __all__ = [
 ]
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
-"""The problem type of the IETF RateLimit draft (draft-ietf-httpapi-ratelimit-headers)."""
+"""The problem types of the IETF RateLimit draft (draft-ietf-httpapi-ratelimit-headers): a limit refused,"""
+REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+"""and nobody could ask it."""
 
 
 class Refusal(Protocol):
     """What a refused decision says. `Decision` is one; errors stand on the ground and import nothing."""
 
+    @property
+    def allowed(self) -> bool: ...
+    @property
+    def parts(self) -> "Sequence[Refusal]": ...
     @property
     def limit(self) -> str: ...
     @property
@@ -195,7 +201,8 @@ class RateLimitExceeded(ObservatoryError):
         members = super().problem()
         members["type"] = QUOTA_EXCEEDED
         if "limit" in self.context:
-            members["violated-policies"] = [self.context["limit"]]
+            refused = [] if self.decision is None else [part.limit for part in self.decision.parts if not part.allowed]
+            members["violated-policies"] = refused or [self.context["limit"]]
         return members
 
 
@@ -250,6 +257,9 @@ class StoreUnavailable(StoreError):
 
     code = "store_unavailable"
     title = "The store is away"
+
+    def problem(self) -> dict[str, Any]:
+        return {**super().problem(), "type": REDUCED_CAPACITY}
 
 
 class StoreMisconfigured(StoreError):

@@ -10,7 +10,7 @@ mix tags). Parts that come from users are encoded, so that no identifier can lea
 import re
 from hashlib import blake2b
 from typing import Final, NewType
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 Key = NewType("Key", str)
 """Only this room makes one."""
@@ -67,6 +67,20 @@ class Keys:
             self._buckets.clear()
         key = self._buckets[limit, identity] = Key(f"{self._prefix}:rate_limiter:{{r{tag}}}:{limit}:{part(identity)}")
         return key
+
+    def buckets(self) -> str:
+        """What SCAN takes to find the state of every limit and identity, and what stands beside it."""
+        return f"{self._prefix}:rate_limiter:{{r[0-9]*}}:*"
+
+    def found_bucket(self, key: bytes) -> tuple[Key, str, str] | None:
+        """A found key, its limit and identity (`~` and a digest where it was too long); None: it stands beside a bucket."""
+        rest = key.decode().removeprefix(f"{self._prefix}:rate_limiter:").split(":")
+        if len(rest) != 3:
+            return None
+        return Key(key.decode()), rest[1], unquote(rest[2], errors="surrogatepass")
+
+    def settled(self, hold: str) -> Key:  # string: JSON of what a reservation was settled with over HTTP, and of the answer
+        return Key(f"{self._prefix}:rate_limiter:{{r}}:settled:{part(hold)}")
 
     def fence(self, bucket: Key | None = None) -> Key:  # string "<replication id>,<run id>,<fenced since us>"
         """The record of the server that the state is on: one per namespace; on Cluster one per slot, since slots may move."""

@@ -62,6 +62,26 @@ class Tracing:
         with self._get().start_as_current_span(name, context=came_with, kind=SpanKind[kind.upper()], attributes=said) as span:
             yield span
 
+    @contextmanager
+    def serving(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Any]) -> Iterator[Span | None]:
+        """A request that came in, with the sender's headers: a server span in their trace.
+
+        None is made where nobody takes spans, or an instrumentation around us has begun one; lines carry the ids all the same.
+        """
+        if trace.get_current_span().get_span_context().is_valid:
+            yield None
+        elif type(trace.get_tracer_provider()).__name__ != "ProxyTracerProvider" or _endpoint():
+            with self.span(name, attributes, kind="server", parent=headers) as span:
+                yield span
+        elif headers:
+            token = context.attach(propagate.extract(dict(headers)))
+            try:
+                yield None
+            finally:
+                context.detach(token)
+        else:
+            yield None
+
     def _get(self) -> Tracer:
         if self._tracer is None:
             provider = trace.get_tracer_provider()
@@ -111,11 +131,16 @@ class Tracing:
         self._provider = self._tracer = None
 
 
+def _endpoint() -> str | None:
+    """Where the standard OTEL_* variables want spans to be sent."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
 def _exporter() -> Any:
     """The exporter that the standard OTEL_* variables ask for, or None."""
-    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    if disabled or not endpoint:
+    if not _endpoint():
         return None
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
     if protocol == "grpc":

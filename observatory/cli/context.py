@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..client import Observatory
@@ -102,5 +103,5 @@ def show_table(columns: list[str], rows: list[list[str]]) -> None:
         right = column.endswith("#")
         table.add_column(column.removesuffix("#").strip().upper(), no_wrap=bool(column), justify="right" if right else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     OUT.print(table)

@@ -1,7 +1,5 @@
 """The ASGI application: lifespan, routes, problem documents, request ids, connections counted."""
 
-import re
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,14 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ..asgi import Door
 from ..client import Observatory
 from ..errors import ObservatoryError
-from ..names import Metric
 from . import openapi, problems
 from .body import ClientDisconnect
-from .routes import TABLE, Endpoint, State
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+from .routes import TABLE
+from .table import Endpoint, State
 
 
 def build(obs: Observatory) -> tuple[Any, State]:
@@ -46,7 +43,7 @@ def build(obs: Observatory) -> tuple[Any, State]:
             Exception: problems.on_bug,
         },
     )
-    return _Door(app, obs), state
+    return Door(app, obs=obs), state
 
 
 def _handler(state: State, endpoint: Endpoint) -> Callable[[Request], Any]:
@@ -60,29 +57,3 @@ def _handler(state: State, endpoint: Endpoint) -> Callable[[Request], Any]:
         return Response(msgspec.json.encode(answer.value), answer.status, answer.headers, "application/json")
 
     return handle
-
-
-class _Door:
-    """Around every request: its id, and that it is open."""
-
-    def __init__(self, app: Any, obs: Observatory) -> None:
-        self._app = app
-        self._connections = obs.metrics.gauge(Metric.ACTIVE_CONNECTIONS).bind(kind="http")
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-
-        async def send_with_id(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id.encode())]}
-            await send(message)
-
-        self._connections.add(1)
-        try:
-            await self._app(scope, receive, send_with_id)
-        finally:
-            self._connections.add(-1)

@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 
+from ..asgi import MEDIA_TYPE
 from ..version import __version__
-from .problems import MEDIA_TYPE
-from .routes import TABLE, Endpoint
+from .routes import TABLE
+from .table import Endpoint
 
 _REFERENCE = "#/components/schemas/{name}"
 
@@ -37,17 +38,24 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
         "operationId": endpoint.path.strip("/").replace("/", "_"),
         "responses": {
             str(endpoint.status): answer,
+            **{str(status): {**answer, "description": text} for status, text in endpoint.also},
             "default": {"description": "A problem document (RFC 9457)", "content": {MEDIA_TYPE: {}}},
         },
     }
     if endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": _bodies(schemas[repr(endpoint.body)], endpoint.many)}
-    if endpoint.parameters:
-        operation["parameters"] = [
-            {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
-            for name, text in endpoint.parameters
-        ]
+    parameters = [*_strings("query", endpoint.parameters), *_strings("header", endpoint.headers)]
+    if endpoint.others:
+        free = {"type": "object", "additionalProperties": {"type": "string"}}
+        said = {"style": "form", "explode": True, "description": endpoint.others, "schema": free}
+        parameters.append({"name": "dimensions", "in": "query", **said})
+    if parameters:
+        operation["parameters"] = parameters
     return operation
+
+
+def _strings(where: str, named: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
+    return [{"name": name, "in": where, "description": text, "schema": {"type": "string"}} for name, text in named]
 
 
 def _bodies(schema: Any, many: int) -> dict[str, Any]:

@@ -1,28 +1,21 @@
 """Errors as RFC 9457 problem documents."""
 
-from math import ceil
-
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..asgi import MEDIA_TYPE, problem
 from ..errors import ObservatoryError
 from ..logs import INTERNAL
 
-MEDIA_TYPE = "application/problem+json"
 _TITLES = {404: ("not_found", "There is nothing here"), 405: ("method_not_allowed", "This method is not for this path")}
 
 
 def response(request: Request, error: ObservatoryError) -> Response:
     """The answer for an error of ours."""
-    members = {**error.problem(), "instance": request.url.path}
-    headers = {}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(max(ceil(error.retry_after), 1))
-    elif error.retryable and error.status == 503:
-        headers["retry-after"] = "1"
-    return Response(msgspec.json.encode(members), error.status, headers, MEDIA_TYPE)
+    status, headers, content = problem(error, request.url.path)
+    return Response(content, status, headers)
 
 
 async def on_ours(request: Request, error: Exception) -> Response:

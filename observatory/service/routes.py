@@ -1,89 +1,16 @@
 """One handler per verb: read, ask the client, write; no thought of its own. One table, from which OpenAPI is made too."""
 
-import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal, NamedTuple
-
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..client import Observatory
 from ..errors import InvalidArgument, ObservatoryError, StoreError
 from ..features.metrics import Result
-from ..features.rate_limiter import Decision
-from . import body
-from .schemas import CheckAnswer, CheckBody, EventBody, EventsAnswer, LimitBody, ReadyAnswer, Rejected, event
+from . import body, limiter
+from .schemas import CheckAnswer, EventBody, EventsAnswer, ReadyAnswer, Rejected, event
+from .table import Answer, Endpoint, State
 
 MAX_EVENTS = 10_000
 """Events in one request."""
-
-
-class State:
-    """What the handlers share: the open client, and whether this instance is on its way out."""
-
-    def __init__(self, obs: Observatory) -> None:
-        self.obs = obs
-        self.draining = False
-
-
-class Answer(NamedTuple):
-    """A value on its way out."""
-
-    value: Any
-    status: int = 200
-    headers: dict[str, str] | None = None
-
-
-Handler = Callable[[State, Request], Awaitable[Answer | Response]]
-
-
-class Endpoint(NamedTuple):
-    """A row of the table."""
-
-    method: Literal["GET", "POST"]
-    path: str
-    handler: Handler
-    summary: str
-    body: Any = None
-    answer: Any = None
-    parameters: tuple[tuple[str, str], ...] = ()
-    status: int = 200
-    many: int = 0
-    """So many bodies may come at once: an array, lines (NDJSON), or msgpack."""
-
-
-async def check(state: State, request: Request) -> Answer:
-    deny_status = request.query_params.get("deny_status", "200")
-    if deny_status not in ("200", "429"):
-        raise InvalidArgument(f"deny_status must be 200 or 429, got {deny_status!r:.20}")
-    decision = await _asked(state, request, take=True)
-    if not decision.allowed:
-        # Counted before it is told: an instance that is killed in the next moment takes no refusal with it.
-        with contextlib.suppress(StoreError):
-            await state.obs.metrics.commit()
-    return Answer(decision, 200 if decision.allowed else int(deny_status), decision.headers())
-
-
-async def peek(state: State, request: Request) -> Answer:
-    decision = await _asked(state, request, take=False)
-    return Answer(decision, 200, decision.headers())
-
-
-async def _asked(state: State, request: Request, *, take: bool) -> Decision:
-    raw = await body.read(request, state.obs.settings.serve.max_body)
-    asked = body.decode(raw, CheckBody)
-    # Over HTTP nothing is bound: an identity that is not given is the limit's one bucket, or an error that names `by`.
-    identity = {} if asked.identity is None else asked.identity
-    return await state.obs.rate_limiter.check(asked.asked(), identity, asked.costs() if take else 0)
-
-
-async def limits(state: State, request: Request) -> Answer:
-    return Answer([_limit_body(limit) for limit in state.obs.rate_limiter.limits()])
-
-
-def _limit_body(limit: Any) -> LimitBody:
-    return LimitBody(**msgspec.structs.asdict(limit))
 
 
 async def events(state: State, request: Request) -> Answer:
@@ -178,14 +105,7 @@ _QUERY = (
 )
 
 TABLE: tuple[Endpoint, ...] = (
-    Endpoint(
-        *("POST", "/v1/rate_limiter/check", check, "Take now or be told when; a refusal is 200 with allowed=false"),
-        body=CheckBody,
-        answer=Decision,
-        parameters=(("deny_status", "429: answer a refusal with this status"),),
-    ),
-    Endpoint("POST", "/v1/rate_limiter/peek", peek, "Look without taking", body=CheckBody, answer=Decision),
-    Endpoint("GET", "/v1/rate_limiter/limits", limits, "The limits as they stand", answer=list[LimitBody]),
+    *limiter.TABLE,
     Endpoint(
         *("POST", "/v1/events", events, "Hand in events: JSON array, NDJSON or msgpack; each id counts once"),
         body=EventBody,

@@ -1,5 +1,6 @@
 """Bodies: what comes in, checked by its type, and what goes out beside the values themselves."""
 
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -8,8 +9,9 @@ from .. import units
 from ..dimensions import checked
 from ..errors import InvalidArgument
 from ..features.events import Envelope, checked_id, checked_type, encoded, new_id, packed
-from ..features.rate_limiter import Limit, Override
+from ..features.rate_limiter import Decision, Limit, LimitRef, Override
 from ..llm.call import LLM_CALL, CallData, Usage
+from ..types import Identity
 
 Number = int | float | str
 """An amount; a string keeps the digits of money."""
@@ -42,19 +44,110 @@ class LimitBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class CheckBody(msgspec.Struct, forbid_unknown_fields=True):
-    """One question to the limiter."""
+    """One question. limit: one, several (all or nothing), or "*": every limit whose `match` fits the identity."""
 
-    limit: str | LimitBody
+    limit: str | LimitBody | list[str | LimitBody]
     identity: str | dict[str, str] | None = None
     cost: Number | dict[str, Number] = 1
 
-    def asked(self) -> str | Limit:
-        return self.limit if isinstance(self.limit, str) else self.limit.limit()
+    def asked(self) -> LimitRef:
+        if isinstance(self.limit, list):
+            return [_limit(one) for one in self.limit]
+        return _limit(self.limit)
+
+    def who(self) -> Identity:
+        """Over HTTP nothing is bound: an identity that is not given is the limit's one bucket, or an error that names `by`."""
+        return {} if self.identity is None else self.identity
+
+    def dimensions(self) -> dict[str, str]:
+        return self.identity if isinstance(self.identity, dict) else {}
 
     def costs(self) -> Any:
-        if isinstance(self.cost, dict):
-            return {unit: units.parsed(amount, f"cost.{unit}") for unit, amount in self.cost.items()}
-        return units.parsed(self.cost, "cost")
+        return _costs(self.cost, "cost")
+
+
+class AcquireBody(CheckBody):
+    """One that waits."""
+
+    timeout: float = 30.0
+
+    def patience(self) -> float:
+        return _patience(self.timeout)
+
+
+class ReserveBody(CheckBody):
+    """An estimate to be held."""
+
+    timeout: float = 0.0
+    lease: float = 60.0
+
+    def patience(self) -> float:
+        return _patience(self.timeout)
+
+
+class ReserveAnswer(msgspec.Struct):
+    """What is held, or why nothing is: then `id` is null."""
+
+    allowed: bool
+    decision: Decision
+    id: str | None = None
+    expires_at: datetime | None = None
+    fence: int = 0
+
+
+class HoldBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A reservation, by the id that reserve gave out."""
+
+    id: str
+
+
+class SettleBody(HoldBody):
+    """What was really used; null: the estimate."""
+
+    actual: Number | dict[str, Number] | None = None
+
+    def costs(self) -> Any:
+        return None if self.actual is None else _costs(self.actual, "actual")
+
+
+class RenewBody(HoldBody):
+    """For how many seconds from now; null: as many as before."""
+
+    lease: float | None = None
+
+
+class RenewAnswer(msgspec.Struct):
+    """Until when it is held now; null where nothing was to be held."""
+
+    id: str
+    expires_at: datetime | None
+
+
+class ResetBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Whose use is to be forgotten."""
+
+    limit: str
+    identity: str | dict[str, str] | None = None
+
+
+LONGEST_WAIT = 60.0
+"""Seconds for which one request stands in line; who wants to wait longer asks again."""
+
+
+def _limit(said: str | LimitBody) -> str | Limit:
+    return said if isinstance(said, str) else said.limit()
+
+
+def _costs(said: Any, what: str) -> Any:
+    if isinstance(said, dict):
+        return {unit: units.parsed(amount, f"{what}.{unit}") for unit, amount in said.items()}
+    return units.parsed(said, what)
+
+
+def _patience(seconds: float) -> float:
+    if not 0 <= seconds <= LONGEST_WAIT:
+        raise InvalidArgument(f"timeout must be from 0 to {LONGEST_WAIT:g} seconds, got {seconds:g}")
+    return seconds
 
 
 class EventBody(msgspec.Struct, omit_defaults=True):

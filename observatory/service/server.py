@@ -82,7 +82,7 @@ async def serve(
                 started()
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
-                state.draining = True
+                state.stopping.set()
                 INTERNAL.info("stopping: not ready any more, listening for another %g s", obs.settings.serve.drain_for)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(obs.settings.serve.drain_for):

@@ -147,6 +147,30 @@ async def test_dimensions_belong_to_their_task() -> None:
     assert not dimensions.current()
 
 
+async def test_what_a_thread_of_a_request_binds_the_rest_knows() -> None:
+    """Its tasks and what comes after; whoever binds later wins; a sibling task stays by itself, and the request ends."""
+
+    async def sibling(user: str) -> str:
+        dimensions.bind(user=user)
+        await asyncio.sleep(0.01)
+        return dimensions.current()["user"]
+
+    with dimensions.request(route="/"):
+        assert list(await asyncio.gather(sibling("ann"), sibling("bob"))) == ["ann", "bob"]
+        assert "user" not in dimensions.current()
+        with dimensions.bound(team="search"):
+            await asyncio.to_thread(dimensions.bind, user="cat", route=None)
+            assert dict(dimensions.current()) == {"team": "search", "user": "cat"}
+        assert dict(dimensions.current()) == {"user": "cat"}
+        assert list(await asyncio.gather(sibling("ann"), sibling("bob"))) == ["ann", "bob"]
+        dimensions.bind(user="dan")
+        await asyncio.to_thread(dimensions.bind, team="chat")
+        assert dict(dimensions.current()) == {"user": "dan", "team": "chat"}
+    assert not dimensions.current()
+    await asyncio.to_thread(dimensions.bind, user="eve")
+    assert not dimensions.current()
+
+
 @pytest.mark.parametrize("wrong", [{"user": ""}, {"user": 5}, {"user": "x" * 9000}, {"a b": "x"}])
 def test_wrong_dimensions(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match="dimension"):

@@ -19,6 +19,7 @@ FLOORS = {
     "keys": 0.1,
     "dimensions": 0.1,
     "lifeline": 0.1,
+    "notes": 0.1,
     "rooms": 0,
     "settings": 1,
     "tracing": 1,
@@ -29,6 +30,8 @@ FLOORS = {
     "llm": 4,
     "lifetime": 4,
     "client": 5,
+    "overview": 5.5,
+    "asgi": 5.5,  # a door in somebody else's application; the service's own is made of the same wood
     "worker": 6,
     "service": 6,
     "cli": 7,

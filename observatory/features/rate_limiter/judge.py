@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from ...errors import ReservationLost, StoreUnavailable
 from ...names import Metric
+from ...notes import note
 from ...types import Clock
 from . import wanted as wants
 from .across import Across
@@ -97,6 +98,7 @@ class Judge:
     def count(self, decision: Decision) -> None:
         """Refusals that were told, also those of limits that only watch."""
         for part in decision.parts or (decision,):
+            note(part.limit, part)
             if not part.allowed or part.shadow:
                 shadow = "true" if part.shadow else "false"
                 self._metrics.increment_counter(Metric.RATE_LIMIT_REJECTIONS, 1, {"limit": part.limit, "shadow": shadow})

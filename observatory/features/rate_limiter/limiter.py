@@ -7,6 +7,7 @@ from typing import Any
 from ... import units
 from ...errors import InvalidArgument
 from ...names import RESERVATIONS_REAPED
+from ...notes import note
 from ...settings import LimitSettings
 from ...store.store import Store
 from ...types import Clock, Dimensions, Identity, Unit
@@ -87,6 +88,8 @@ class RateLimiter:
             decision = await self._judge.decide("take", self._wanted(limit, identity, cost), limit)
         if not decision.allowed or decision.shadow or decision.parts:
             self._judge.count(decision)
+        else:
+            note(decision.limit, decision)
         return decision
 
     async def peek(self, limit: LimitRef, identity: Identity | None = None) -> Decision:
