@@ -58,7 +58,9 @@ class Keys:
         return int.from_bytes(digest) % (partitions or self.partitions)
 
     # rate limiter
-    def bucket(self, limit: str, identity: str) -> Key:  # string, and by suffix what stands beside it (_state.lua, _holds.lua)
+    def bucket(self, limit: str, identity: str, form: str = "") -> Key:
+        """A string, and by suffix what stands beside it (lua/rate_limiter/_state.lua, _holds.lua)."""
+        limit = f"{limit}{form}"
         known = self._buckets.get((limit, identity))
         if known is not None:
             return known
@@ -77,7 +79,7 @@ class Keys:
         rest = key.decode().removeprefix(f"{self._prefix}:rate_limiter:").split(":")
         if len(rest) != 3:
             return None
-        return Key(key.decode()), rest[1], unquote(rest[2], errors="surrogatepass")
+        return Key(key.decode()), rest[1].partition(".")[0], unquote(rest[2], errors="surrogatepass")
 
     def settled(self, hold: str) -> Key:  # string: JSON of what a reservation was settled with over HTTP, and of the answer
         return Key(f"{self._prefix}:rate_limiter:{{r}}:settled:{part(hold)}")

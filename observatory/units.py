@@ -172,6 +172,8 @@ def timeout(value: float | None, what: str = "timeout") -> float | None:
     """Seconds to wait, or None for ever."""
     if value is None:
         return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 1e9:
+        return None  # thirty years and more
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
         raise InvalidArgument(f"{what} must be seconds >= 0 or None, got {shown(value, 80)}")
     return float(value)

@@ -8,9 +8,9 @@ The state is a string "a,b,c,moment" at the key, and beside it, by suffix and so
   window   used         used before      start in us  units; "used before" is of the window before, for sliding alone
   slots    taken        the last fence   0
 
-  ",reap_at,line_until,queued,leased_until,lease,lows" follows while one of them is needed: the earliest deadline of a hold; a
-  line that nobody may overtake stands until then, and asks for so much; tokens that were lent may be spent until then, for so
-  long; low-water marks "moment:debt/…" of the debt while there are holds (_holds.lua).
+  ",reap_at,line_until,queued,leased_until,lease,held,share,era" follows while one of them is needed: the earliest deadline of a
+  hold; a line that nobody may overtake stands until then, and asks for so much; tokens that were lent may be spent until then, for
+  so long; what holds have taken and has not grown back, and how it is divided among them (_holds.lua).
 
 A limit comes as [kind, capacity, part, denominator, start, length, keep, shadow], kind "b", "w", "s" or "c": of a bucket the
 capacity is time (us, and numerator), of the others units. start: of the window that the caller believes in, 0 when windows follow
@@ -19,6 +19,7 @@ keep 1: state from before a failover is believed. shadow 1: it watches and never
 ]]
 -- A hold lasts an hour at most, and must find the state that it was taken from.
 local LONGEST_MS = 3720000
+local WHOLE = 1000000000000000
 
 local call = redis.call
 local format, match = string.format, string.match
@@ -144,7 +145,7 @@ end
 local function read(limit, key, now_us, fenced_at)
   local s = {
     limit = limit, key = key, now = now_us, lag = 0, debt = 0, part = 0, before = 0, fence = 0,
-    reap_at = 0, line_until = 0, queued = 0, leased_until = 0, lease = 0, lows = '',
+    reap_at = 0, line_until = 0, queued = 0, leased_until = 0, lease = 0, held = 0, share = WHOLE, era = 0,
   }
   local text = redis.pcall('GET', key)
   local a, b, c, moment = 0, 0, 0, 0
@@ -163,10 +164,11 @@ local function read(limit, key, now_us, fenced_at)
     end
     a, b, c, moment = tonumber(a), tonumber(b), tonumber(c), tonumber(moment)
     if rest ~= '' then
-      local reap_at, line_until, queued, leased_until, lease, lows =
-        match(rest, '^,(%d+),(%d+),(%d+),(%d+),(%d+),(.*)$')
+      local reap_at, line_until, queued, leased_until, lease, held, share, era =
+        match(rest, '^,(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+)$')
       s.reap_at, s.line_until, s.queued = tonumber(reap_at), tonumber(line_until), tonumber(queued)
-      s.leased_until, s.lease, s.lows = tonumber(leased_until), tonumber(lease), lows
+      s.leased_until, s.lease = tonumber(leased_until), tonumber(lease)
+      s.held, s.share, s.era = tonumber(held), tonumber(share), tonumber(era)
     end
     if moment > now_us then
       -- The server's clock stepped back. Up to a second it stands still for us. A larger jump is believed, and written down at
@@ -178,7 +180,7 @@ local function read(limit, key, now_us, fenced_at)
         s.dirty, moment = true, now_us
         s.reap_at, s.line_until = math.max(s.reap_at - back, 0), 0
         s.leased_until = math.max(s.leased_until - back, 0)
-        s.lows = s.reap_at > 0 and '9007199254740991:0' or ''
+        s.held, s.share, s.era = 0, WHOLE, s.era + 1
         if s.reap_at > 0 then
           local held = call('ZRANGE', key .. ':deadlines', 0, 9999, 'WITHSCORES')
           for i = 1, #held, 2 do
@@ -286,10 +288,9 @@ local function write(s)
   end
   local ttl_ms = math.ceil(lasts_us / 1000) + 60000
   if s.reap_at > 0 or s.line_until > s.now or s.leased_until > s.now then
-    local more = format(
-      ',%d,%d,%d,%d,%d,', s.reap_at, s.line_until, s.queued, s.leased_until, s.lease
+    text = format(
+      '%s,%d,%d,%d,%d,%d,%d,%d,%d', text, s.reap_at, s.line_until, s.queued, s.leased_until, s.lease, s.held, s.share, s.era
     )
-    text = format('%s%s%s', text, more, s.reap_at > 0 and s.lows or '')
     ttl_ms = s.reap_at > 0 and math.max(ttl_ms, LONGEST_MS) or ttl_ms + math.ceil(s.lease / 1000)
   end
   call('SET', s.key, text, 'PX', integer(ttl_ms))

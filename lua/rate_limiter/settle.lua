@@ -53,9 +53,10 @@ end
 
 local function settle(s, id, cost, part, held, held_part, opened)
   local kind = s.limit[1]
-  local was, was_part, since = held_by(s, id)
+  shrink(s)
+  local was, was_part, since, mine = held_by(s, id)
   if was then
-    let_go(s, id)
+    let_go(s, id, mine)
     held, held_part, opened = was, was_part, since
   elseif call('ZREM', s.key .. ':reaped', id) == 1 then
     if kind == 'c' then
@@ -74,7 +75,7 @@ local function settle(s, id, cost, part, held, held_part, opened)
     return 3, 0, 0
   end
   if kind == 'c' then
-    give_back(s, held, 0, opened, fenced_at)
+    give_back(s, held, 0, opened, fenced_at, 0)
     return 1, 0, 0
   end
   local more, more_part = cost - held, part - held_part
@@ -88,7 +89,7 @@ local function settle(s, id, cost, part, held, held_part, opened)
   if less_part < 0 then
     less, less_part = less - 1, less_part + s.limit[4]
   end
-  give_back(s, less, less_part, opened, fenced_at)
+  give_back(s, less, less_part, opened, fenced_at, mine or 0)
   return 1, 0, 0
 end
 
@@ -127,7 +128,7 @@ for number, request in ipairs(requests) do
       -- Without a hold nobody kept watch: as much as can have grown back by now, has.
       local grown = limit[1] == 'b' and s.now - opened or 0
       if cost > grown then
-        give_back(s, cost - grown, part, opened, fenced_at)
+        give_back(s, cost - grown, part, opened, fenced_at, s.debt)
       end
     elseif remember(s, id) then
       excess, excess_part = record(s, cost, part)

@@ -199,10 +199,10 @@ class Store:
         return Bulk(self)
 
     # the server's time
-    def learn_time(self, server_us: int, asked_at: float, answered_at: float) -> None:
-        """Remember how far the server's clock is from ours. The closest answer wins for a minute."""
+    def learn_time(self, server_us: int, asked_at: float, answered_at: float, *, believe: bool = False) -> None:
+        """Remember how far the server's clock is from ours. The closest answer wins for a minute; believe: this one does."""
         error = answered_at - asked_at
-        if self._offset is None or error <= self._offset[1] * 2 or answered_at - self._offset[0] > 60:
+        if believe or self._offset is None or error <= self._offset[1] * 2 or answered_at - self._offset[0] > 60:
             self._offset = (answered_at, max(error, 1e-6))
             self._shift_us = server_us - int((asked_at + answered_at) / 2 * 1e6)
 

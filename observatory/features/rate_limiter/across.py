@@ -41,14 +41,16 @@ class Across:
             places = slots[slot]
             parts = [wanted[place].part for place in places]
             try:
-                answer = await self._desk.ask("hold", parts, id=name, lease_us=lease_us or _BETWEEN_US, strict=strict)
+                answer: Answer = await self._desk.ask("hold", parts, id=name, lease_us=lease_us or _BETWEEN_US, strict=strict)
             except BaseException:
                 # Unknown here, or cancelled: what is held comes back now, or at its deadline.
                 self._undo(name, wanted, held)
                 raise
-            if answer.status != 1:
+            if answer.status < 1:
                 self._undo(name, wanted, held)
-                fits = [(places, answer)] if answer.status < 0 else [*held, (places, answer)]
+                if answer.status < 0:
+                    return answer
+                fits = [*held, (places, answer)]
                 rest = [other for other in slots.values() if other not in [p for p, _ in fits]]
                 looked = await asyncio.gather(*[self._desk.ask("look", [wanted[p].part for p in other]) for other in rest])
                 return _joined([p for p, _ in fits] + rest, [a for _, a in fits] + list(looked))
@@ -67,8 +69,9 @@ class Across:
         return answer
 
     def _undo(self, name: str, wanted: Sequence[Wanted], held: list[tuple[list[int], Answer]]) -> None:
-        for places, _ in held:
-            for place in places:
+        for places, answer in held:
+            # What was held before under this id is an earlier caller's.
+            for place in places if answer.status == 1 else ():
                 nothing = wanted[place].part._replace(cost=0, part=0)
                 self._desk.settle("settle", nothing, id=name).add_done_callback(_heard)
 

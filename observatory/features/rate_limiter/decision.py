@@ -74,7 +74,9 @@ def together(decisions: list[Decision]) -> Decision:
     if refusing:
         binding = max(refusing, key=lambda one: float("inf") if one.retry_after is None else one.retry_after)
     else:
-        binding = min(decisions, key=lambda one: one.remaining / one.capacity if one.capacity else 0)
+        # What only watches binds nobody.
+        real = [one for one in decisions if not one.shadow] or decisions
+        binding = min(real, key=lambda one: one.remaining / one.capacity if one.capacity else 0)
     return msgspec.structs.replace(binding, parts=tuple(decisions), shadow=any(one.shadow for one in decisions))
 
 

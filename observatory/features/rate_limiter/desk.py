@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from ...clock import monotonic
-from ...errors import ObservatoryError, StoreError
-from ...keys import Key
+from ...errors import ObservatoryError, StoreError, StoreUnavailable
+from ...keys import Key, Keys
 from ...store.faults import fresh
 from ...store.script import lua
 from ...store.store import Store
@@ -65,7 +65,7 @@ class PartAnswer(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the script says of one request. status: 1 allowed, 0 refused, -2 this id was held before and has been reaped."""
+    """What the script says of one request. status: 1 allowed, 2 held before under this id, 0 refused, -2 it has been reaped."""
 
     status: int
     parts: tuple[PartAnswer, ...]
@@ -73,14 +73,19 @@ class Answer(NamedTuple):
     fenced_at: int
 
 
+_CLOCKS = "the store's clock and ours do not agree on a calendar window"
+
+
 class _Request(NamedTuple):
     """What was asked, to be asked once more when a calendar window ended on the way."""
 
+    script: Any
     verb: str
     parts: Sequence[Part]
     id: str
     lease_us: int
     strict: bool
+    more: str = ""
     last: bool = False
 
 
@@ -102,15 +107,16 @@ class _Sending:
 class _Batch:
     """Requests that will travel together."""
 
-    __slots__ = ("futures", "keys", "places", "requests", "shapes", "store")
+    __slots__ = ("asked_at", "futures", "keys", "places", "requests", "shapes", "store")
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.asked_at = monotonic()
         self.keys: list[Key] = []
         self.shapes: list[Shape] = []
         self.places: dict[int, int] = {}
         self.requests: list[str] = []
-        self.futures: list[tuple[asyncio.Future[Any], _Request | None]] = []
+        self.futures: list[tuple[asyncio.Future[Any], _Request]] = []
 
     def place(self, shape: Shape) -> int:
         found = self.places.get(id(shape))
@@ -130,7 +136,6 @@ class Desk:
         self._batches: dict[tuple[Store, Any, bool, str], _Batch] = {}
         self._knows: set[Key] = set()
         self._of: Store | None = None
-        self._behind_us = 0
         self.heard_at = monotonic()
         """When the store last answered one of our questions."""
 
@@ -142,29 +147,24 @@ class Desk:
             self._knows.clear()
         return store
 
+    def keys(self) -> Keys:
+        """The namespace's keys; before its record was read some that only tell limits apart here: nothing is asked by them."""
+        store = self.store()
+        return store.keys if store.joined else Keys(store.namespace, 1, b"unknown")
+
     def now_us(self) -> int:
         """The clock that was handed in, else the server's as far as it is known, else ours."""
         given = self._clock.now_us()
         if given:
             return given
         known = None if self._of is None else self._of.server_us()
-        return (time.time_ns() // 1000 if known is None else known) + self._behind_us
+        return time.time_ns() // 1000 if known is None else known
 
     def ask(self, verb: str, parts: Sequence[Part], *, id: str = "", lease_us: int = 0, strict: bool = False) -> Any:  # noqa: A002
         """Look, take, hold or borrow; the future has an Answer. On Cluster all parts must be of one slot."""
-        store = self.store()
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._enqueue(store, _decide, _Request(verb, parts, id, lease_us, strict), future)
+        self._enqueue(self.store(), _Request(_decide, verb, parts, id, lease_us, strict), future)
         return future
-
-    def _enqueue(self, store: Store, script: Any, request: "_Request", future: "asyncio.Future[Any]") -> None:
-        batch = self._batch(store, script, request.strict, request.parts[0].key)
-        text = f'["{request.verb}","{request.id}",{request.lease_us}'
-        for shape, key, cost, part in request.parts:
-            text += f",{batch.place(shape)},{cost},{part}"
-            batch.keys.append(key)
-        batch.requests.append(text + "]")
-        batch.futures.append((future, request))
 
     def settle(
         self,
@@ -178,32 +178,46 @@ class Desk:
         strict: bool = False,
     ) -> "asyncio.Future[tuple[int, int, int]]":
         """Settle, renew, return or debit one part; the future has (status, excess, its numerator)."""
-        store = self.store()
         future: asyncio.Future[tuple[int, int, int]] = asyncio.get_running_loop().create_future()
-        batch = self._batch(store, _settle, strict, part.key)
-        place = batch.place(part.shape)
-        batch.keys.append(part.key)
-        batch.requests.append(f'["{verb}","{id}",{lease_us},{place},{part.cost},{part.part},{held[0]},{held[1]},{opened_us}]')
-        batch.futures.append((future, None))
+        more = f",{held[0]},{held[1]},{opened_us}"
+        self._enqueue(self.store(), _Request(_settle, verb, (part,), id, lease_us, strict, more), future)
         return future
 
-    async def advance(self, part: Part, owner: str, joins: bytes, leaves: bytes) -> list[Any]:
+    def _enqueue(self, store: Store, request: "_Request", future: "asyncio.Future[Any]") -> None:
+        if not store.joined:
+            # Its keys are not known yet: asking under others would be another limit.
+            future.set_exception(StoreUnavailable("the store has not been reached yet"))
+            return
+        batch = self._batch(store, request.script, request.strict, request.parts[0].key)
+        text = f'["{request.verb}","{request.id}",{request.lease_us}'
+        for shape, key, cost, part in request.parts:
+            text += f",{batch.place(shape)},{cost},{part}"
+            batch.keys.append(key)
+        batch.requests.append(f"{text}{request.more}]")
+        batch.futures.append((future, request))
+
+    async def advance(self, part: Part, owner: str, joins: bytes, leaves: bytes, *, strict: bool = False) -> list[Any]:
         """Stand in the line of one limit (lua/rate_limiter/advance.lua)."""
         store = self.store()
-        fence = self._fence(store, part.key)
-        reply = await _advance(
-            store,
-            fence=fence,
-            state=part.key,
-            now_us=self._clock.now_us(),
-            known=self._known(store, fence),
-            limits=b"[%b]" % part.shape.wire(self.now_us()),
-            owner=owner,
-            joins=joins,
-            leaves=leaves,
-        )
-        self._knows.add(fence)
-        return reply
+        for _ in range(2):
+            asked_at, fence = monotonic(), self._fence(store, part.key)
+            reply = await _advance(
+                _Sending(store, self._replicas if strict else 0),
+                fence=fence,
+                state=part.key,
+                now_us=self._clock.now_us(),
+                known=self._known(store, fence),
+                limits=b"[" + part.shape.wire(self.now_us()) + b"]",
+                owner=owner,
+                joins=joins,
+                leaves=leaves,
+            )
+            self._knows.add(fence)
+            self.heard_at = monotonic()
+            if reply[2] != -3:
+                return reply
+            store.learn_time(reply[0], asked_at, monotonic(), believe=True)
+        raise StoreUnavailable(_CLOCKS)
 
     def _batch(self, store: Store, script: Any, strict: bool, key: Key) -> _Batch:
         slot = key[key.index("{") : key.index("}")] if store.is_cluster else ""
@@ -269,23 +283,43 @@ class Desk:
         for future, request in batch.futures:
             status = reply[place]
             place += 1
-            if request is None:
+            if request.script is _settle:
                 answer: Any = (status, reply[place], reply[place + 1])
                 place += 2
             else:
                 ends = place + 5 * len(request.parts) if status >= 0 else place
                 parts = tuple([PartAnswer._make(reply[at : at + 5]) for at in range(place, ends, 5)])
                 place, answer = ends, Answer(status, parts, now_us, fenced_at)
-            if future.done():
-                continue
-            if status == -1:
-                future.set_exception(_unreadable())
-            elif status == -3 and request is not None and not request.last:
-                # A calendar window ended meanwhile; nothing was taken.
-                self._behind_us += now_us - self.now_us()
-                self._enqueue(batch.store, script, request._replace(last=True), future)
-            else:
-                future.set_result(answer)
+            self._tell(batch, future, request, answer, reply[0])
+
+    def _tell(
+        self, batch: _Batch, future: "asyncio.Future[Any]", request: _Request, answer: tuple[Any, ...], now_us: int
+    ) -> None:
+        status = answer[0]
+        if future.done():
+            if future.cancelled() and status == 1 and request.verb == "hold":
+                self._let_go(request)
+        elif status == -1:
+            future.set_exception(_unreadable())
+        elif status != -3:
+            future.set_result(answer)
+        elif request.last:
+            future.set_exception(StoreUnavailable(_CLOCKS))
+        else:
+            # A calendar window ended meanwhile; nothing was taken.
+            batch.store.learn_time(now_us, batch.asked_at, monotonic(), believe=True)
+            self._enqueue(batch.store, request._replace(last=True), future)
+
+    def _let_go(self, request: _Request) -> None:
+        """Held for a caller that has gone: back now, and not only at its deadline."""
+        for part in request.parts:
+            nothing = part._replace(cost=0, part=0)
+            self.settle("settle", nothing, id=request.id).add_done_callback(lambda call: call.cancelled() or call.exception())
+
+    def forget(self) -> None:
+        """In a forked child: what was being asked was asked by its parent."""
+        self._batches.clear()
+        self._knows.clear()
 
 
 def _unreadable() -> StoreError:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ...clock import monotonic
 from ...errors import StoreUnavailable
+from ...keys import Key
 from ...logs import INTERNAL
 from .desk import Part
 from .limit import Policy
@@ -75,7 +76,7 @@ class Fallback:
     def __init__(self, instances: Callable[[], int], heard_at: Callable[[], float]) -> None:
         self._instances = instances
         self._heard_at = heard_at
-        self._shares: dict[str, _Share] = {}
+        self._shares: dict[Key, _Share] = {}
         self._told: set[str] = set()
         self._since = 0.0
         self._decided = 0
@@ -105,7 +106,7 @@ class Fallback:
         self._decided += 1
         return verdicts
 
-    def give_back(self, key: str, units: int) -> None:
+    def give_back(self, key: Key, units: int) -> None:
         """A hold that was taken here is settled here: `units` more are free, or (negative) fewer."""
         share = self._shares.get(key)
         if share is not None:
@@ -133,18 +134,23 @@ class Fallback:
             self._told.add(policy.limit.name)
             INTERNAL.error("store away: limit %s is %s", policy.limit.name, how)
 
-    def back(self) -> list[Owed]:
-        """The store answers again: what has to be told to it."""
+    def back(self, keys: Sequence[Key] | None) -> list[Owed]:
+        """The store answers again, for all or only for these: what has to be told to it."""
+        if keys is not None and not any(key in self._shares for key in keys):
+            return []
+        answered = self._shares if keys is None else {key: self._shares[key] for key in keys if key in self._shares}
+        self._shares = {} if keys is None else {key: one for key, one in self._shares.items() if key not in answered}
         owed = [
             Owed(share.part._replace(cost=cost, part=part), share.id, share.spent)
-            for share in self._shares.values()
+            for share in answered.values()
             if share.spent and share.shape.kind != "c"
             for cost, part in [share.shape.time_of(share.spent)]
         ]
+        if self._shares:
+            return owed
         if self._told:
             seconds = monotonic() - self._since
             INTERNAL.info("store back after %.1f s: %d local decisions merged", seconds, self._decided)
-        self._shares.clear()
         self._told.clear()
         self._since, self._decided = 0.0, 0
         return owed

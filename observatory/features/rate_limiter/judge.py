@@ -1,7 +1,7 @@
 """One verdict: overrides, what is remembered, what was borrowed, the script; and Redis away, each limit's own policy."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...errors import ReservationLost, StoreUnavailable
 from ...names import Metric
@@ -13,6 +13,7 @@ from .decision import Decision, together
 from .desk import Answer, Desk
 from .fallback import Fallback
 from .lending import Lending
+from .limit import Limit
 from .memory import Memory
 from .notices import Notices, Recording
 from .policies import Policies
@@ -38,7 +39,8 @@ class Judge:
         """Look or take: overrides, what is remembered, what was borrowed, the script; Redis away: by policy."""
         if not wanted:
             return nothing(limit)
-        if len(wanted) == 1 and limit != "*" and not wanted[0].policy.limit.overrides:
+        alone = len(wanted) == 1 and limit != "*" and isinstance(limit, str | Limit)
+        if alone and not wanted[0].policy.limit.overrides:
             return await self.decide_one(verb, wanted[0])
         verdicts = [one.policy.verdict(one.identity) for one in wanted]
         asked = [one for one, verdict in zip(wanted, verdicts, strict=True) if verdict is None]
@@ -48,7 +50,7 @@ class Judge:
             next(found) if verdict is None else _overridden(one, allowed=verdict)
             for one, verdict in zip(wanted, verdicts, strict=True)
         ]
-        return parts[0] if isinstance(limit, str) and limit != "*" and len(parts) == 1 else together(parts)
+        return parts[0] if alone else together(parts)
 
     async def decide_one(self, verb: str, one: Wanted) -> Decision:
         """The same for one limit, whose identities are all alike: the way of most calls."""
@@ -71,7 +73,7 @@ class Judge:
             (verdict,) = self.fallback.decide((one,), error, take=verb == "take")
             return wants.decision(one, verdict, by="local")
         if self.fallback.is_active:
-            self._merge()
+            self._merge((one,))
         verdict = wants.told(one, answer.parts[0])
         decision = wants.decision(one, verdict)
         if verb == "take" and not decision.allowed and not moved:
@@ -89,7 +91,7 @@ class Judge:
             verdicts = self.fallback.decide(wanted, error, take=verb == "take")
             return [wants.decision(one, verdict, by="local") for one, verdict in zip(wanted, verdicts, strict=True)]
         if self.fallback.is_active:
-            self._merge()
+            self._merge(wanted)
         decisions = [wants.decision(one, wants.told(one, part)) for one, part in zip(wanted, answer.parts, strict=True)]
         for one, decision in zip(wanted, decisions, strict=True):
             self._notices.look(one, decision, answer.now_us)
@@ -125,9 +127,9 @@ class Judge:
         decision = decisions[0] if len(decisions) == 1 else together(decisions)
         return decision, answer
 
-    def _merge(self) -> None:
-        """What was spent while the store was away becomes debt, once."""
-        owed = self.fallback.back()
+    def _merge(self, answered: Sequence[Wanted]) -> None:
+        """What was spent while the store was away becomes debt, once. Of a cluster a part may still be away."""
+        owed = self.fallback.back([one.key for one in answered] if self._desk.store().is_cluster else None)
         if not owed:
             return
 

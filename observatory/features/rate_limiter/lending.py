@@ -110,21 +110,19 @@ class Lending:
         if wanted.policy.limit.leases == "auto" and not self._is_hot(loan, now):
             return None
         cost = wanted.asked
-        while True:
-            if now < loan.ends_at and loan.shape == wanted.shape:
-                if cost <= loan.left:
-                    loan.left -= cost
-                    left = wanted.shape.remaining(*loan.debt) + loan.left
-                    reset_after = wanted.shape.reset_us(*loan.debt) / 1e6
-                    return Verdict(True, left, 0.0, reset_after, plain=False)
-                if loan.left > 0 and cost > loan.size:
-                    return None
-            if loan.borrowing is not None:
-                # One asks for all; what is over is there for the next in the order in which they came.
-                await asyncio.shield(loan.borrowing)
-            elif now < loan.pause_until or not await self._borrow(loan, wanted):
-                return None
+        while loan.borrowing is not None:
+            # One asks for all; what is over is there for the next in the order in which they came.
+            await asyncio.shield(loan.borrowing)
             now = self._clock.monotonic()
+        if loan.shape != wanted.shape or now >= loan.ends_at or cost > loan.left:
+            if now < loan.pause_until or (0 < loan.left < cost > loan.size and now < loan.ends_at):
+                return None
+            if not await self._borrow(loan, wanted):
+                return None
+        # Who has just borrowed is served, however late the answer came: his own cost was debited like any other.
+        loan.left -= cost
+        left = wanted.shape.remaining(*loan.debt) + loan.left
+        return Verdict(True, left, 0.0, wanted.shape.reset_us(*loan.debt) / 1e6, plain=False)
 
     def _is_hot(self, loan: _Loan, now: float) -> bool:
         loan.asked += 1
@@ -156,6 +154,9 @@ class Lending:
             debt = answer.parts[0].debt, answer.parts[0].part
             loan.left, loan.ends_at, loan.taken_us = loan.size, now + seconds, answer.now_us
             loan.shape, loan.part, loan.debt = shape, part, debt
+            if loan.ends_at - self._clock.monotonic() < seconds / 2:
+                # The way there and back takes most of a lease: what is lent would lapse.
+                loan.pause_until = now + 10 * seconds
             if shape.unit != "usd" and wanted.policy.limit.leases is True:
                 loan.told = (wanted, shape.remaining(*debt), shape.reset_us(*debt) / 1e6)
                 loan.version = self._policies.version

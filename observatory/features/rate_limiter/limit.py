@@ -80,6 +80,7 @@ class Limit(_Positional, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 said = ", ".join(str(one) for one in wanted)
                 raise InvalidArgument(f"{where}: {field} must be one of {said}, got {getattr(self, field)!r:.40}")
         _check_sharing(self, where)
+        _check_match(self, where)
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -100,18 +101,28 @@ class Limit(_Positional, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def _check_sharing(limit: Limit, where: str) -> None:
+    for field, kind in (("weights", Mapping), ("overrides", Mapping), ("alert_at", tuple | list)):
+        if not isinstance(getattr(limit, field), kind):
+            raise InvalidArgument(f"{where}: {field} must be a {_KINDS[field]}, got {getattr(limit, field)!r:.60}")
+    for identity, override in limit.overrides.items():
+        if not isinstance(identity, str) or not isinstance(override, Override):
+            raise InvalidArgument(f"{where}: overrides must be Overrides by identity, got {identity!r:.40}: {override!r:.60}")
     for value, weight in limit.weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= 1_000_000:
             raise InvalidArgument(f"{where}: weights.{value} must be a whole number from 1 to 1000000, got {weight!r:.40}")
     for fraction in limit.alert_at:
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 10:
             raise InvalidArgument(f"{where}: alert_at must be fractions of the capacity above 0, got {fraction!r:.40}")
+
+
+def _check_match(limit: Limit, where: str) -> None:
     if isinstance(limit.match, Mapping):
         dimensions.checked(limit.match, f"{where}: match dimension")
     elif limit.match not in (None, "*"):
         raise InvalidArgument(f'{where}: match must be a mapping of globs or "*", got {limit.match!r:.60}')
 
 
+_KINDS = {"weights": "mapping of whole numbers", "overrides": "mapping of Overrides", "alert_at": "tuple of fractions"}
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "on_store_down": ("local", "open", "closed"),
     "after_failover": (None, "empty", "keep"),
@@ -124,7 +135,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 class Policy:
     """A limit as it stands, every layer applied, with the shapes it is asked with."""
 
-    __slots__ = ("_overridden", "dimensions", "is_plain", "leased", "limit", "shape", "spec", "strict")
+    __slots__ = ("_overridden", "dimensions", "form", "is_plain", "leased", "limit", "shape", "spec", "strict")
 
     def __init__(self, limit: Limit, *, inline: bool = False) -> None:
         self.limit = limit
@@ -132,7 +143,8 @@ class Policy:
         """All of it, for who does not know it by name."""
         self.shape: Shape = shape_of(limit)
         self.dimensions = limit.dimensions
-        self.leased = bool(limit.leases) and self.shape.lease_us > 0
+        self.leased = bool(limit.leases) and self.shape.lease_us > 0 and not limit.shadow
+        self.form = self.shape.form
         self.strict = limit.durability == "strict"
         self.is_plain = not limit.overrides and self.shape.kind != "c"
         """Every identity has the same numbers, and they are spent, not held."""

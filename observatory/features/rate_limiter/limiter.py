@@ -20,11 +20,15 @@ from .line import Lines
 from .notices import Recording
 from .policies import Policies
 from .reservation import PendingReservation, Reservation, Settlement, Token, by_unit, checked_lease, new_id
+from .shape import UNKNOWN_FOR_US
 from .waiting import Waiting
 from .wanted import Cost, LimitRef, Verdict, Wanted
 
 MOST_DEBT = 10
 """Times the capacity: what a limit may be overdrawn by; the rest is counted, and forgiven (lua/rate_limiter/settle.lua)."""
+
+SLOT_LEASE = UNKNOWN_FOR_US / 1e6
+"""Seconds: the longest lease of a slot. After a failover unknown holders are waited for so long, and no longer."""
 
 
 class RateLimiter:
@@ -80,6 +84,7 @@ class RateLimiter:
         if type(cost) is int and type(limit) is str and (identity is None or type(identity) is str):
             lent = self._judge.lending.spend(limit, identity, cost)
             if lent is not None:
+                note(limit, lent)
                 return lent
         one = self._plain(limit, identity, cost)
         if one is not None:
@@ -132,6 +137,11 @@ class RateLimiter:
         async def hold() -> Reservation:
             patience, seconds, name = units.timeout(timeout), checked_lease(lease), new_id(id)
             wanted = _binding(self._wanted(limit, identity, cost, hold=True))
+            if seconds > SLOT_LEASE and any(one.shape.kind == "c" for one in wanted):
+                raise InvalidArgument(
+                    f"lease must be at most {SLOT_LEASE:g} seconds where slots are held, got {lease:g}",
+                    remedy="async with reserve(...) renews it while it is open; or call renew()",
+                )
             return await self._reserve(wanted, patience, seconds, name, limit)
 
         return PendingReservation(hold)
@@ -139,6 +149,7 @@ class RateLimiter:
     def requires(self, limit: LimitRef, cost: Cost = 1, *, timeout: float | None = 0.0) -> Callable[[], Awaitable[Decision]]:
         """A zero-argument check-or-raise on the bound dimensions: FastAPI's Depends(obs.rate_limiter.requires("chat"))."""
         units.timeout(timeout)
+        limit = limit if isinstance(limit, str | Limit) else tuple(limit)
 
         async def required() -> Decision:
             if timeout == 0.0:
@@ -151,7 +162,7 @@ class RateLimiter:
         """Forget what was taken: of an identity, of the limit's one bucket. Open holds are forgotten with it."""
         policy = self._policies.find(limit)
         store = self._desk.store()
-        key = store.keys.bucket(policy.limit.name, wants.bucket(policy.limit, wants.given(identity)))
+        key = store.keys.bucket(policy.limit.name, wants.bucket(policy.limit, wants.given(identity)), policy.form)
         beside = [f"{key}:{suffix}" for suffix in ("holds", "deadlines", "reaped", "line", "owners")]
         await store.command("UNLINK", key, *beside)
         self._judge.memory.forget(key)
@@ -159,9 +170,9 @@ class RateLimiter:
     def reservation(self, id: str) -> Reservation:  # noqa: A002
         """The reservation of an id, from any process: to settle, cancel or renew it. InvalidArgument: not an id of ours."""
         token = Token.of(id)
-        keys = self._desk.store().keys
+        keys = self._desk.keys()
         wanted = [
-            wants.want(keys, policy, held.identity, units.amount(held.asked, policy.shape.unit), clamp=True)
+            wants.held(keys, policy, held.identity, held.asked)
             for held in token.parts
             for policy in [self._policies.find(held.limit if held.spec is None else held.inline())]
         ]
@@ -176,12 +187,12 @@ class RateLimiter:
             return None
         if type(identity) is not str or not 0 < len(identity) <= 65_536 or len(policy.dimensions) > 1:
             identity = wants.bucket(policy.limit, wants.given(identity))
-        return wants.want(self._desk.store().keys, policy, identity, cost)
+        return wants.want(self._desk.keys(), policy, identity, cost)
 
     def _wanted(
         self, limit: LimitRef, identity: Identity | None, cost: Any, *, look: bool = False, hold: bool = False
     ) -> list[Wanted]:
-        keys = self._desk.store().keys
+        keys = self._desk.keys()
         who = wants.given(identity)
         matched = False
         if isinstance(limit, str) and limit == "*":
@@ -209,7 +220,8 @@ class RateLimiter:
                     f"limit {policy.limit.name} counts slots, which are held: use reserve", remedy="async with reserve(...)"
                 )
             bucket = wants.bucket(policy.limit, who, matched=matched)
-            found.append(wants.want(keys, policy, bucket, wants.cost_of(policy.limit, cost), clamp=hold))
+            one = wants.want(keys, policy, bucket, wants.cost_of(policy.limit, cost), clamp=hold)
+            found.append(one._replace(fair=wants.fair(policy.limit, who)) if policy.limit.fair_by else one)
         return found
 
     # holding
@@ -223,7 +235,12 @@ class RateLimiter:
             decision, answer = await self._waiting.stand(wanted, decision, patience, limit, hold=(name, lease))
         self._judge.count(decision)
         opened_us = self._desk.now_us() if answer is None else answer.now_us
-        fences = [] if answer is None else [p.part for w, p in zip(wanted, answer.parts, strict=True) if w.shape.kind == "c"]
+        fences: list[int] = []
+        if answer is not None:
+            # A limit that only watches, and would have refused, holds nothing.
+            pairs = [(one, part) for one, part in zip(wanted, answer.parts, strict=True) if part.fits]
+            wanted = [one for one, _ in pairs]
+            fences = [part.part for one, part in pairs if one.shape.kind == "c"]
         return Reservation(
             *(self, wanted, decision),
             id=name,
@@ -290,7 +307,8 @@ class RateLimiter:
         await self._judge.aclose()
 
     def forget(self) -> None:
-        """In a forked child: loans, and places in line, are the parent's."""
+        """In a forked child: loans, places in line, and what is being asked are the parent's."""
+        self._desk.forget()
         self._judge.forget()
         self._lines.forget()
 

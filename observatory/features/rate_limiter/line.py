@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from ...errors import ObservatoryError
+from ...errors import InvalidArgument, ObservatoryError
 from ...keys import Key
 from ...logs import INTERNAL
 from .desk import Desk, Part
+from .shape import Shape
 
 LOOK_EVERY = 0.25
 """Seconds: how soon a refund or a raised limit is seen. Also says that we are alive: after a second of silence others go on."""
@@ -58,13 +59,14 @@ class Ticket:
 class Line:
     """The tickets of this process in one limit's line."""
 
-    def __init__(self, desk: Desk, part: Part, owner: str, leaves: list[str], gone: Callable[[list[str]], None]) -> None:
+    def __init__(self, desk: Desk, part: Part, owner: str, gone: Callable[[], None], *, strict: bool) -> None:
         self._desk = desk
         self._part = part
         self._owner = owner
         self._gone = gone
         self._tickets: dict[str, Ticket] = {}
-        self._leaves = leaves
+        self._strict = strict
+        self._leaves: list[str] = []
         self._changed = asyncio.Event()
         self._epoch = 0
         self.eta = LOOK_EVERY
@@ -77,28 +79,29 @@ class Line:
         return self._task.done() or self._task.get_loop() is not asyncio.get_running_loop()
 
     def join(self, ticket: Ticket) -> None:
+        """InvalidArgument when somebody waits here under the same id."""
+        if ticket.name in self._tickets:
+            raise InvalidArgument("a reservation of this id stands in line already", remedy="Give each an id of its own")
         self._tickets[ticket.name] = ticket
         self._changed.set()
 
     def leave(self, ticket: Ticket) -> None:
         """Not waiting any more. What was granted meanwhile is given back."""
-        if self._tickets.pop(ticket.name, None) is None:
+        if self._tickets.get(ticket.name) is not ticket:
             return
+        del self._tickets[ticket.name]
         if ticket.sent:
             self._leaves.append(ticket.left)
             self._changed.set()
 
     async def _stand(self) -> None:
-        ghosts: list[str] = []
         try:
             while self._tickets or self._leaves:
                 self._changed.clear()
-                standing = [ticket.left for ticket in self._tickets.values()] + self._leaves
                 try:
                     wait = await self._advance()
                 except ObservatoryError as error:
-                    # They may stand there still, under our name: the next time we say that they have left.
-                    ghosts = standing
+                    # They may stand there still, and are passed after a second: our next line has another name.
                     self._fail(error)
                     return
                 with contextlib.suppress(TimeoutError):
@@ -108,7 +111,7 @@ class Line:
             INTERNAL.exception("standing in line failed")
             self._fail(error)
         finally:
-            self._gone(ghosts[-1024:])
+            self._gone()
 
     def _fail(self, error: Exception) -> None:
         tickets, self._tickets = self._tickets, {}
@@ -124,22 +127,23 @@ class Line:
         for ticket in joins:
             ticket.sent = True
         encode = msgspec.json.encode
-        reply = await self._desk.advance(self._part, self._owner, encode([ticket.join for ticket in joins]), encode(leaves))
+        spelled = encode([ticket.join for ticket in joins])
+        reply = await self._desk.advance(self._part, self._owner, spelled, encode(leaves), strict=self._strict)
         now_us, _, epoch, wait_us, granted, refused, debt, part = reply
         if self._epoch and epoch != self._epoch:
             # The line was lost with its server; who stood in it joins again, in the order in which they came.
             for ticket in asked.values():
                 ticket.sent = ticket in joins
         self._epoch = epoch
-        for name in granted:
-            name = name.decode()
+        for raw, fence in zip(granted[::2], granted[1::2], strict=True):
+            name = raw.decode()
             found = self._tickets.pop(name, None)
             if found is not None and not found.future.done():
-                found.future.set_result(Granted(name, debt, part, now_us))
+                found.future.set_result(Granted(name, debt, fence if self._part.shape.kind == "c" else part, now_us))
             else:
                 self.give_back(asked.get(name), name, now_us)
-        for name, wait in zip(refused[::2], refused[1::2], strict=True):
-            found = self._tickets.pop(name.decode(), None)
+        for raw, wait in zip(refused[::2], refused[1::2], strict=True):
+            found = self._tickets.pop(raw.decode(), None)
             if found is not None and not found.future.done():
                 found.future.set_result(Refused(wait / 1e6))
         if any(not ticket.sent for ticket in self._tickets.values()):
@@ -156,13 +160,13 @@ class Line:
             return
         if ticket.lease_us:
             nothing = self._part._replace(cost=0, part=0)
-            self._desk.settle("settle", nothing, id=name, opened_us=now_us).add_done_callback(_heard)
+            self._desk.settle("settle", nothing, id=name, opened_us=now_us).add_done_callback(heard)
         else:
             whole = self._part._replace(cost=ticket.cost, part=ticket.part)
-            self._desk.settle("return", whole, id=name, opened_us=now_us).add_done_callback(_heard)
+            self._desk.settle("return", whole, id=name, opened_us=now_us).add_done_callback(heard)
 
 
-def _heard(call: "asyncio.Future[Any]") -> None:
+def heard(call: "asyncio.Future[Any]") -> None:
     """A give-back that is lost costs its own amount; a hold comes back at its deadline."""
     if not call.cancelled():
         call.exception()
@@ -174,8 +178,8 @@ class Lines:
     def __init__(self, desk: Desk, owner: Callable[[], str]) -> None:
         self._desk = desk
         self._owner = owner
-        self._lines: dict[Key, Line] = {}
-        self._ghosts: dict[Key, list[str]] = {}
+        self._lines: dict[tuple[Key, Shape], Line] = {}
+        self._made = 0
 
     async def stand(
         self,
@@ -187,20 +191,22 @@ class Lines:
         name: str = "",
         class_: str = "",
         weight: int = 1,
+        strict: bool = False,
     ) -> Granted | Refused:
         """Wait for the turn, at most `patience` seconds. StoreUnavailable when the store goes away meanwhile."""
         ticket = Ticket(part, place=place, patience=patience, lease_us=lease_us, name=name, class_=class_, weight=weight)
-        line = self._lines.get(part.key)
+        # Under other numbers it is another line of ours: each ticket is served by the numbers that it came with.
+        key = (part.key, part.shape)
+        line = self._lines.get(key)
         if line is None or line.is_over:
-            key = part.key
+            self._made += 1
+            owner = f"{self._owner()}/{self._made}".replace("|", "_")
 
-            def gone(ghosts: list[str]) -> None:
+            def gone() -> None:
                 if self._lines.get(key) is made:
                     del self._lines[key]
-                if ghosts and len(self._ghosts) < 1024:
-                    self._ghosts[key] = ghosts
 
-            made = Line(self._desk, part, self._owner().replace("|", "_"), self._ghosts.pop(key, []), gone)
+            made = Line(self._desk, part, owner, gone, strict=strict)
             line = self._lines[key] = made
         line.join(ticket)
         began = asyncio.get_running_loop().time()
@@ -213,11 +219,8 @@ class Lines:
             waited = asyncio.get_running_loop().time() - began
             return Refused(line.eta, waited)
         except asyncio.CancelledError:
-            if (
-                ticket.future.done()
-                and not ticket.future.cancelled()
-                and isinstance(granted := ticket.future.result(), Granted)
-            ):
+            done = ticket.future.done() and not ticket.future.cancelled() and ticket.future.exception() is None
+            if done and isinstance(granted := ticket.future.result(), Granted):
                 line.give_back(ticket, ticket.name, granted.now_us)
             raise
         finally:
@@ -226,4 +229,3 @@ class Lines:
     def forget(self) -> None:
         """In a forked child: its parent stands there."""
         self._lines.clear()
-        self._ghosts.clear()

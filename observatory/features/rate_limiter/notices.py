@@ -47,7 +47,7 @@ class Notices:
             self._start(self._compare(policy))
         if policy.limit.alert_at and decision.capacity:
             used = 1 - float(decision.remaining) / float(decision.capacity)
-            window = now_us // max(one.shape.period_us, one.shape.full_us, 1_000_000)
+            window = one.shape.window_of(now_us)
             for fraction in policy.limit.alert_at:
                 told = (policy.limit.name, one.identity, fraction, window)
                 if used >= fraction and told not in self._told:

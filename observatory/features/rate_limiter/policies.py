@@ -27,15 +27,15 @@ class Policies:
 
     def use(self, settings: Mapping[str, LimitSettings]) -> None:
         """Lay these settings over what code declares. ConfigurationError names the limit and the field."""
-        self._settings = settings
-        self._inline: dict[int, tuple[Limit, Policy]] = {}
         declared = dict(self._declared)
         for name, setting in settings.items():
             complete = setting.per is not None or setting.unit == "slots"
             if name not in declared and setting.amount is not None and complete:
                 slots = setting.unit == "slots"
                 declared[name] = Limit(name, 1, unit="slots") if slots else Limit(name, 1, per=1)
-        self._policies = {name: self._layered(limit) for name, limit in declared.items()}
+        self._policies = {name: self._layered(limit, settings) for name, limit in declared.items()}
+        self._settings = settings
+        self._inline: dict[int, tuple[Limit, Policy]] = {}
         self.version += 1
 
     def define(self, *limits: Limit) -> None:
@@ -43,14 +43,15 @@ class Policies:
         for limit in limits:
             if not isinstance(limit, Limit):
                 raise InvalidArgument(f"define takes limits, got {limit!r:.80}")
-        layered = {limit.name: self._layered(limit) for limit in limits}
+        layered = {limit.name: self._layered(limit, self._settings) for limit in limits}
         self._declared.update({limit.name: limit for limit in limits})
         self._policies.update(layered)
         self._inline.clear()
         self.version += 1
 
-    def _layered(self, limit: Limit, *, inline: bool = False) -> Policy:
-        setting = self._settings.get(limit.name)
+    @staticmethod
+    def _layered(limit: Limit, settings: Mapping[str, LimitSettings], *, inline: bool = False) -> Policy:
+        setting = settings.get(limit.name)
         if setting is None:
             return Policy(limit, inline=inline)
         try:
@@ -81,7 +82,7 @@ class Policies:
         known = self._inline.get(id(limit))
         if known is not None and known[0] is limit:
             return known[1]
-        policy = self._layered(limit, inline=limit.name not in self._policies)
+        policy = self._layered(limit, self._settings, inline=limit.name not in self._policies)
         named = self._policies.get(limit.name)
         if named is not None and named.shape != policy.shape:
             # One bucket under two shapes: whoever brings the other one would change it for everybody.

@@ -73,7 +73,10 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
                 raise ValueError
             raw = base64.urlsafe_b64decode(text[4:] + "=" * (-len(text[4:]) % 4))
             found = msgspec.msgpack.decode(raw, type=cls)
-            if _ID.fullmatch(found.id) is None or not found.parts:
+            if _ID.fullmatch(found.id) is None or not found.parts or not 0 <= found.opened_us < 1 << 52:
+                raise ValueError
+            checked_lease(found.lease)
+            if not all(0 <= part.asked < 1 << 53 for part in found.parts):
                 raise ValueError
         except (ValueError, msgspec.DecodeError):
             raise InvalidArgument("id is not one that reserve gave out", remedy="Pass the `id` of its answer") from None
@@ -130,6 +133,7 @@ class Reservation:
         self.lost = False
         """True: it was not there any more when it was to be renewed."""
         self._expires_us = opened_us + int(lease * 1e6)
+        self._ending = asyncio.Lock()
         self._settled: tuple[tuple[int, ...], Settlement] | None = None
 
     @property
@@ -159,15 +163,12 @@ class Reservation:
         await self._end(tuple(0 for _ in self.wanted))
 
     async def _end(self, asked: tuple[int, ...]) -> Settlement:
-        if self._settled is not None:
+        async with self._ending:
+            if self._settled is None:
+                self._settled = (asked, await self._keeper.end(self, asked))
             before, settlement = self._settled
-            if before != asked:
-                raise ReservationLost(
-                    "the reservation is settled already, with other numbers", context={"reservation": self.hold}
-                )
-            return settlement
-        settlement = await self._keeper.end(self, asked)
-        self._settled = (asked, settlement)
+        if before != asked:
+            raise ReservationLost("the reservation is settled already, with other numbers", context={"reservation": self.hold})
         return settlement
 
     def _checked(self, actual: Cost | None) -> tuple[Wanted, ...]:

@@ -9,6 +9,7 @@ import msgspec
 
 from ... import names, units
 from ...errors import InvalidArgument
+from ...keys import part
 from ...types import Unit
 
 CALENDAR = ("day", "week", "month")
@@ -54,6 +55,19 @@ class Shape(msgspec.Struct, frozen=True):
     timezone: str = "UTC"
 
     @property
+    def form(self) -> str:
+        """What of it the state's name says: a window of another length, or slots, count for themselves."""
+        match self.kind:
+            case "b":
+                return ""
+            case "c":
+                return ".slots"
+            case _ if self.calendar:
+                return f".{self.calendar}-{part(self.timezone)}"
+            case kind:
+                return f".{kind}{self.period_us}"
+
+    @property
     def lease_us(self) -> int:
         """How long tokens may be lent: a quarter of the time that the bucket takes to fill, a second at most; 0: too short."""
         return min(self.full_us // 4, LONGEST_LEASE_US) if self.kind == "b" and self.full_us >= _SHORTEST_TO_LEASE_US else 0
@@ -82,6 +96,12 @@ class Shape(msgspec.Struct, frozen=True):
         """A cost that never fits."""
         return (self.full_us + 1, self.full_part) if self.kind == "b" else (self.capacity + 1, 0)
 
+    def window_of(self, now_us: int) -> int:
+        """Which of its windows a moment lies in; of a bucket, which time of its filling."""
+        if self.calendar:
+            return window(self.calendar, self.timezone, now_us).start_us // 1_000_000
+        return now_us // max(self.period_us, self.full_us, 1_000_000)
+
     def wire(self, now_us: int) -> bytes:
         """The JSON of it for the scripts. now_us: which calendar window the caller believes in."""
         start_us, length_us = 0, self.period_us
@@ -105,12 +125,14 @@ def shape_of(limit: Any, *, amount: Any = None, burst: Any = None) -> Shape:
     amount, burst = (limit.amount, limit.burst) if amount is None else (amount, burst)
     total = units.units(units.parsed(amount, f"{where}: amount"), unit, f"{where}: amount")
     capacity = total if burst is None else units.units(units.parsed(burst, f"{where}: burst"), unit, f"{where}: burst")
-    calendar = per in CALENDAR
+    calendar = isinstance(per, str) and per in CALENDAR
     algorithm = limit.algorithm or ("concurrency" if unit == "slots" else "fixed_window" if calendar else "token_bucket")
-    if algorithm not in _MAKERS:
+    if not isinstance(algorithm, str) or algorithm not in _MAKERS:
         raise InvalidArgument(f"{where}: algorithm must be one of {', '.join(_MAKERS)}, got {algorithm!r:.60}")
     if (algorithm == "concurrency") != (unit == "slots"):
         raise InvalidArgument(f'{where}: algorithm="concurrency" and unit="slots" go together')
+    if algorithm != "token_bucket" and limit.leases is True:
+        raise InvalidArgument(f"{where}: only token buckets can lend; leave leases out of a {algorithm}")
     if algorithm != "token_bucket" and burst is not None:
         raise InvalidArgument(f"{where}: burst is of token buckets; a {algorithm} has none")
     if algorithm == "concurrency" and per is not None:
@@ -134,7 +156,7 @@ def _slots(limit: Any, where: str, total: int, capacity: int, period_us: int) ->
     return Shape("c", limit.unit, total, capacity, 0, keep, limit.shadow)
 
 
-def _window(limit: Any, where: str, total: int, capacity: int, period_us: int) -> Shape:
+def _fixed(limit: Any, where: str, total: int, capacity: int, period_us: int) -> Shape:
     calendar = str(limit.per) if limit.per in CALENDAR else ""
     if calendar:
         _zone(limit.timezone, where)
@@ -167,7 +189,7 @@ def _bucket(limit: Any, where: str, total: int, capacity: int, period_us: int) -
     )
 
 
-_MAKERS = {"token_bucket": _bucket, "fixed_window": _window, "sliding_window": _sliding, "concurrency": _slots}
+_MAKERS = {"token_bucket": _bucket, "fixed_window": _fixed, "sliding_window": _sliding, "concurrency": _slots}
 
 
 def _zone(name: str, where: str = "timezone") -> tzinfo:

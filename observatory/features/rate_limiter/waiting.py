@@ -5,14 +5,13 @@ from typing import Any
 
 import msgspec
 
-from ... import dimensions
 from ...errors import RateLimitExceeded, StoreUnavailable
 from ...types import Clock
 from . import wanted as wants
 from .decision import Decision, together
 from .desk import Answer, Desk, PartAnswer
 from .judge import Judge
-from .line import Granted, Lines
+from .line import Granted, Lines, heard
 from .reservation import new_id
 from .wanted import LimitRef, Wanted
 
@@ -84,10 +83,10 @@ class Waiting:
         """Wait for the turn in one line. The answer when all fit then; else the place to take in the next line."""
         try:
             turn = await self._turn(one, left, place, wanted, hold)
+            if isinstance(turn, Granted):
+                return await self._granted(one, turn, wanted, hold), "front"
         except StoreUnavailable:
             return None, place
-        if isinstance(turn, Granted):
-            return await self._granted(one, turn, wanted, hold), "front"
         waited = refused.waited + turn.waited
         raise self._over(msgspec.structs.replace(refused, retry_after=turn.wait, waited=waited))
 
@@ -107,7 +106,7 @@ class Waiting:
     ) -> Any:
         limit = one.policy.limit
         alone = len(wanted) == 1
-        class_ = dimensions.current().get(limit.fair_by, wants.UNIDENTIFIED) if limit.fair_by else ""
+        class_ = one.fair
         name, lease = ("", 0.0) if hold is None else hold
         # Of several the one whose turn has come is held meanwhile, for as long as asking for the others may take.
         lease = lease if alone else max(lease, MEANWHILE)
@@ -119,6 +118,7 @@ class Waiting:
             name=name if alone or name else new_id(None),
             class_=class_,
             weight=limit.weights.get(class_, 1),
+            strict=one.policy.strict,
         )
 
     async def _granted(self, one: Wanted, turn: Granted, wanted: list[Wanted], hold: tuple[str, float] | None) -> Answer | None:
@@ -128,11 +128,18 @@ class Waiting:
         if not others:
             return Answer(1, (mine,), turn.now_us, 0)
         verb = "take" if hold is None else "hold"
-        answer = await self._judge.across.ask(verb, others, id=turn.ticket, lease_us=int((hold or ("", 0.0))[1] * 1e6))
-        part = one.part if answer.status == 1 else one.part._replace(cost=0, part=0)
-        if hold is None or answer.status != 1:
+        lease_us = 0 if hold is None else int(hold[1] * 1e6)
+        try:
+            answer = await self._judge.across.ask(verb, others, id=turn.ticket, lease_us=lease_us)
+        except BaseException:
+            # Away, or cancelled: what was held for the others' sake comes back now, else at its deadline.
+            nothing = one.part._replace(cost=0, part=0)
+            self._desk.settle("settle", nothing, id=turn.ticket, opened_us=turn.now_us).add_done_callback(heard)
+            raise
+        part = one.part if answer.status > 0 else one.part._replace(cost=0, part=0)
+        if hold is None or answer.status < 1:
             await self._desk.settle("settle", part, id=turn.ticket, opened_us=turn.now_us)
-        if answer.status != 1:
+        if answer.status < 1:
             return None
         rest = iter(answer.parts)
         return Answer(1, tuple(mine if w is one else next(rest) for w in wanted), answer.now_us, answer.fenced_at)

@@ -29,6 +29,8 @@ class Wanted(NamedTuple):
     identity: str
     asked: int
     part: Part
+    fair: str = ""
+    """The class by which the line is shared."""
 
     @property
     def key(self) -> Key:
@@ -50,13 +52,20 @@ def want(keys: Keys, policy: Policy, identity: str, cost: Any, *, clamp: bool = 
     """One limit, one identity, one cost. clamp: an estimate above the capacity becomes the capacity."""
     shape = policy.shape_for(identity)
     asked = cost if type(cost) is int and 0 <= cost < 1 << 52 and shape.unit != "usd" else units.units(cost, shape.unit, "cost")
+    key = keys.bucket(policy.limit.name, identity, policy.form)
     if asked > shape.capacity:
-        if clamp:
-            asked = shape.capacity
-        else:
+        if not clamp:
             # A cost that never fits is still asked, so that the answer says what remains; the script refuses it.
-            return Wanted(policy, shape, identity, asked, Part(shape, keys.bucket(policy.limit.name, identity), *shape.above))
-    return Wanted(policy, shape, identity, asked, Part(shape, keys.bucket(policy.limit.name, identity), *shape.time_of(asked)))
+            return Wanted(policy, shape, identity, asked, Part(shape, key, *shape.above))
+        asked = shape.capacity
+    return Wanted(policy, shape, identity, asked, Part(shape, key, *shape.time_of(asked)))
+
+
+def held(keys: Keys, policy: Policy, identity: str, asked: int) -> Wanted:
+    """What a reservation's id says is held, whatever the limit's numbers are by now."""
+    shape = policy.shape_for(identity)
+    key = keys.bucket(policy.limit.name, identity, policy.form)
+    return Wanted(policy, shape, identity, asked, Part(shape, key, *shape.time_of(asked)))
 
 
 def cost_of(limit: Limit, cost: Any) -> Any:
@@ -79,7 +88,7 @@ def check_costs(limits: list[Limit], cost: Any) -> None:
             raise InvalidArgument(
                 f"the cost brings {', '.join(strange)[:80]}, which none of {', '.join(limit.name for limit in limits)} counts"
             )
-    elif len(taken) > 1:
+    elif len(taken) > 1 and not (cost == 1 and taken <= {"requests", "slots"}):
         raise InvalidArgument(
             f"the limits count {', '.join(sorted(taken))}: a plain cost does not say which is meant",
             remedy='Write one per unit: {"tokens": 900}; requests and slots are 1 where nothing is said',
@@ -93,6 +102,12 @@ def given(identity: Identity | None) -> Identity:
 def bucket(limit: Limit, identity: Identity, *, matched: bool = False) -> str:
     """The bucket of one limit; of limits that matched, unknown dimensions are `-`."""
     return bucket_of(limit, identity, missing=UNIDENTIFIED if matched else None)
+
+
+def fair(limit: Limit, identity: Identity) -> str:
+    """The class by which the line is shared: of the call's dimensions, else of what is bound."""
+    named = identity if isinstance(identity, Mapping) else {}
+    return named.get(limit.fair_by or "") or dimensions.current().get(limit.fair_by or "", UNIDENTIFIED)
 
 
 def known(identity: Identity) -> Dimensions:

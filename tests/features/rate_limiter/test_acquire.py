@@ -284,11 +284,11 @@ def test_ahead_is_earmarked_for_who_is_ahead(scripts: Scripts) -> None:
         assert reply[4] == []
     # At 700 ms there is room for seven: a's six are promised to a, so b has to wait although it asks first.
     assert scripts.advance(START_US + 700_000, limit, key, "b")[4] == []
-    assert scripts.advance(START_US + 700_000, limit, key, "a")[4] == [b"a1"]
+    assert scripts.advance(START_US + 700_000, limit, key, "a")[4] == [b"a1", 0]
     late = scripts.advance(START_US + 1_100_000, limit, key, "b")
     assert late[4] == []
     assert late[3] == 100_000
-    assert scripts.advance(START_US + 1_200_000, limit, key, "b")[4] == [b"b1"]
+    assert scripts.advance(START_US + 1_200_000, limit, key, "b")[4] == [b"b1", 0]
 
 
 def test_silent_owner_is_passed_after_a_second(scripts: Scripts) -> None:
@@ -298,7 +298,7 @@ def test_silent_owner_is_passed_after_a_second(scripts: Scripts) -> None:
     scripts.advance(START_US, limit, key, "dead", [("d", 10, "", 1, -1, 0)])
     scripts.advance(START_US, limit, key, "live", [("l", 5, "", 1, -1, 0)])
     assert scripts.advance(START_US + 999_000, limit, key, "live")[4] == []
-    assert scripts.advance(START_US + 1_000_001, limit, key, "live")[4] == [b"l"]
+    assert scripts.advance(START_US + 1_000_001, limit, key, "live")[4] == [b"l", 0]
     assert scripts.advance(START_US + 1_100_000, limit, key, "dead")[3] == -1
 
 

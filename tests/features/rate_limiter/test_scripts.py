@@ -25,16 +25,15 @@ def scripts(request: pytest.FixtureRequest, servers: Any) -> Any:
 
 
 class Bucket:
-    """A token bucket in fractions: debt in units leaks at amount / period. What a hold may have back is what was in debt all the
-    time since: every dip is remembered, and what is given back is taken out of those that came after it was held."""
+    """A token bucket in fractions: debt in units leaks at amount / period. What the holds have taken together, and has not grown
+    back, is never more than the debt; when the debt falls below it, each loses the same share."""
 
     def __init__(self, limit: Shape) -> None:
         self.rate = Fraction(limit.amount, limit.period_us)
         self.capacity = limit.capacity
         self.debt, self.at = Fraction(0), 0
-        self.holds: dict[str, tuple[int, int, int]] = {}
-        """id -> estimate, opened, deadline."""
-        self.dips: list[tuple[int, Fraction]] = []
+        self.holds: dict[str, tuple[int, Fraction, int]] = {}
+        """id -> estimate, what of it has not grown back, deadline."""
         self.reaped: set[str] = set()
 
     def move(self, now_us: int, *, reap: bool = True) -> int:
@@ -56,22 +55,26 @@ class Bucket:
         over = self.debt + cost - self.capacity
         return ceil(over / self.rate) + lag if over > 0 else 0
 
+    def shrink(self) -> None:
+        held = sum(left for _, left, _ in self.holds.values())
+        if held > self.debt:
+            self.holds = {name: (cost, left * self.debt / held, end) for name, (cost, left, end) in self.holds.items()}
+
     def take(self, cost: int) -> None:
-        self.dips.append((self.at, self.debt))
+        self.shrink()
         self.debt += cost
 
     def hold(self, name: str, cost: int, lease_us: int) -> None:
         self.take(cost)
-        self.holds[name] = (cost, self.at, self.at + lease_us)
+        self.holds[name] = (cost, Fraction(cost), self.at + lease_us)
 
     def end(self, name: str, actual: int) -> None:
-        cost, opened, _ = self.holds.pop(name)
+        self.shrink()
+        cost, left, _ = self.holds.pop(name)
         if actual >= cost:
             self.take(actual - cost)
-            return
-        back = min([Fraction(cost - actual), self.debt, *(debt for moment, debt in self.dips if moment > opened)])
-        self.debt -= back
-        self.dips = [(moment, max(debt - back, Fraction(0)) if moment > opened else debt) for moment, debt in self.dips]
+        else:
+            self.debt -= min(Fraction(cost - actual), left, self.debt)
 
 
 buckets = st.builds(
