@@ -53,9 +53,9 @@ local function give_back(s, cost, part, opened, fenced_at, most)
     if s.debt < 0 then
       s.debt, s.part = 0, 0
     end
-  elseif kind == 'c' or opened >= s.start then
+  elseif kind == 'c' or (opened >= s.start and opened < s.ends) then
     s.debt = math.max(s.debt - cost, 0)
-  elseif kind == 's' and opened >= s.start - s.limit[6] then
+  elseif kind == 's' and opened >= s.start - s.limit[6] and opened < s.start then
     s.before = math.max(s.before - cost, 0)
   end
 end

@@ -84,25 +84,22 @@ local fresh, refused, granted = {}, {}, {}
 local tickets = call('ZCARD', line)
 for _, join in ipairs(joins) do
   local ticket, cost, class, weight, place = join[1], join[2], format('#%s', join[4]), join[5], join[6]
-  if tickets >= MOST_TICKETS then
+  local member = format('%s|%s|%d|%d|%d', owner, ticket, cost, join[3], join[8])
+  local stands = call('ZSCORE', line, member)
+  if not stands and tickets >= MOST_TICKETS then
     refused[#refused + 1] = ticket
     refused[#refused + 1] = wait_for(s, cost, join[3], queued)
-  else
-    local tag = tonumber(place)
+  elseif not stands then
+    local tag, before = tonumber(place), seen[class]
     if place == 'front' then
       tag = virtual
-    elseif place == 'back' then
-      tag = math.max(virtual, seen[class] or 0) + math.max(cost, 1) / weight
-    end
-    local before = seen[class]
-    if place ~= 'front' then
-      seen[class] = math.max(seen[class] or 0, tag)
+    else
+      tag = tag or math.max(virtual, before or 0) + math.max(cost, 1) / weight
+      seen[class] = math.max(before or 0, tag)
       call('HSET', owners, class, format('%.17g', seen[class]))
     end
-    local member = format('%s|%s|%d|%d|%d', owner, ticket, cost, join[3], join[8])
-    if call('ZADD', line, 'NX', format('%.17g', tag), member) == 1 then
-      queued, tickets = queued + cost, tickets + 1
-    end
+    call('ZADD', line, format('%.17g', tag), member)
+    queued, tickets = queued + cost, tickets + 1
     fresh[ticket] = {join[7], class, before}
   end
 end
@@ -119,7 +116,7 @@ for i = 1, #heads, 2 do
     call('ZREM', line, member)
     queued = queued - cost
   end
-  if not seen[whose] or now_us - seen[whose] > UNSEEN_US then
+  if not seen[whose] or math.abs(now_us - seen[whose]) > UNSEEN_US then
     leave()
     call('HDEL', owners, whose)
   else

@@ -2,47 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ...clock import monotonic
 from ...errors import ObservatoryError, StoreError, StoreUnavailable
 from ...keys import Key, Keys
 from ...store.faults import fresh
-from ...store.script import lua
 from ...store.store import Store
 from ...types import Clock
+from . import calls
 from .shape import Shape
 
 MOST_PARTS = 32
 """Parts of one script call. Enough to spread its fixed cost; and while the server works at one, the next is being written."""
-
-
-@lua("rate_limiter/decide")
-def _decide(
-    store: Any, *, fence: Key, states: Sequence[Key], now_us: int, known: int, limits: bytes, requests: bytes
-) -> "asyncio.Future[list[Any]]": ...
-
-
-@lua("rate_limiter/settle")
-def _settle(
-    store: Any, *, fence: Key, states: Sequence[Key], now_us: int, known: int, limits: bytes, requests: bytes
-) -> "asyncio.Future[list[Any]]": ...
-
-
-@lua("rate_limiter/advance")
-def _advance(
-    store: Any,
-    *,
-    fence: Key,
-    state: Key,
-    now_us: int,
-    known: int,
-    limits: bytes,
-    owner: str,
-    joins: bytes,
-    leaves: bytes,
-) -> Awaitable[list[Any]]: ...
 
 
 class Part(NamedTuple):
@@ -87,21 +60,6 @@ class _Request(NamedTuple):
     strict: bool
     more: str = ""
     last: bool = False
-
-
-class _Sending:
-    """A store as the stubs see it: it sends, on a link, and hands back the future."""
-
-    __slots__ = ("_replicas", "_store")
-
-    def __init__(self, store: Store, replicas: int) -> None:
-        self._store = store
-        self._replicas = replicas
-
-    def run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
-        if self._replicas:
-            return self._store.send(script, keys, arguments, "durable", replicas=self._replicas)
-        return self._store.send(script, keys, arguments)
 
 
 class _Batch:
@@ -163,7 +121,7 @@ class Desk:
     def ask(self, verb: str, parts: Sequence[Part], *, id: str = "", lease_us: int = 0, strict: bool = False) -> Any:  # noqa: A002
         """Look, take, hold or borrow; the future has an Answer. On Cluster all parts must be of one slot."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._enqueue(self.store(), _Request(_decide, verb, parts, id, lease_us, strict), future)
+        self._enqueue(self.store(), _Request(calls.decide, verb, parts, id, lease_us, strict), future)
         return future
 
     def settle(
@@ -180,7 +138,7 @@ class Desk:
         """Settle, renew, return or debit one part; the future has (status, excess, its numerator)."""
         future: asyncio.Future[tuple[int, int, int]] = asyncio.get_running_loop().create_future()
         more = f",{held[0]},{held[1]},{opened_us}"
-        self._enqueue(self.store(), _Request(_settle, verb, (part,), id, lease_us, strict, more), future)
+        self._enqueue(self.store(), _Request(calls.settle, verb, (part,), id, lease_us, strict, more), future)
         return future
 
     def _enqueue(self, store: Store, request: "_Request", future: "asyncio.Future[Any]") -> None:
@@ -201,8 +159,8 @@ class Desk:
         store = self.store()
         for _ in range(2):
             asked_at, fence = monotonic(), self._fence(store, part.key)
-            reply = await _advance(
-                _Sending(store, self._replicas if strict else 0),
+            reply = await calls.advance(
+                calls.Sending(store, self._replicas if strict else 0),
                 fence=fence,
                 state=part.key,
                 now_us=self._clock.now_us(),
@@ -248,7 +206,7 @@ class Desk:
             fence = self._fence(store, batch.keys[0])
             now_us = self.now_us()
             answer = script(
-                _Sending(store, self._replicas if strict else 0),
+                calls.Sending(store, self._replicas if strict else 0),
                 fence=fence,
                 states=batch.keys,
                 now_us=self._clock.now_us(),
@@ -283,7 +241,7 @@ class Desk:
         for future, request in batch.futures:
             status = reply[place]
             place += 1
-            if request.script is _settle:
+            if request.script is calls.settle:
                 answer: Any = (status, reply[place], reply[place + 1])
                 place += 2
             else:
