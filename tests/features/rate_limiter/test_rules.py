@@ -364,7 +364,39 @@ def test_second_loan_extends_the_first(scripts: Scripts) -> None:
     assert take(scripts, START_US, limit, key, 1) == 0
 
 
+def test_loan_that_has_ended_is_counted_once(scripts: Scripts) -> None:
+    """Also while something is held, when the state has more to say."""
+    limit, key = shape(100, 1), scripts.key()
+    assert hold(scripts, START_US, limit, key, 1, "h") == 1
+    scripts.decide(START_US, "borrow", [(limit, key, 10)], lease_us=250_000)
+    assert take(scripts, START_US + 300_000, limit, key, 1) == 1
+    state = State(scripts, key)
+    assert (state.debt, state.leased_until, state.lease) == (210_000, 0, 0)
+    assert look(scripts, START_US + 310_000, limit, key).debt == 200_000
+
+
 # Holds.
+
+
+def test_plain_check_asks_for_the_state_and_nothing_else(scripts: Scripts) -> None:
+    """What is held, lent or queued costs those nothing who have none of it."""
+    key = scripts.key()
+    for after in (0, S):
+        take(scripts, START_US + after, SECONDS, key, 1)
+        scripts.client.config_resetstat()
+    take(scripts, START_US + 2 * S, SECONDS, key, 1)
+    assert set(scripts.client.info("commandstats")) - {"cmdstat_config|resetstat"} == {
+        *("cmdstat_evalsha", "cmdstat_get", "cmdstat_set")
+    }
+
+
+def test_hold_whose_record_is_gone_is_not_looked_for_again(scripts: Scripts) -> None:
+    """The state says that nothing is held."""
+    key = scripts.key()
+    hold(scripts, START_US, SECONDS, key, 30, "h", S)
+    scripts.client.delete(f"{key}:holds")
+    assert look(scripts, START_US + S, SECONDS, key).debt == 29 * S
+    assert not State(scripts, key).more
 
 
 def test_deadlines_are_the_earliest_and_holds_outlive_them(scripts: Scripts) -> None:
@@ -633,6 +665,40 @@ def test_empty_sliding_window_is_free_at_its_end(scripts: Scripts) -> None:
     assert (seen.debt, seen.part) == (30, 75 * S)
 
 
+@pytest.mark.parametrize(
+    ("used", "before", "after", "cost", "counted", "wait"),
+    [
+        (0, 1000, 0, 0, 1000, 0),
+        (0, 1000, 10 * S - 1, 0, 1000, 0),
+        (0, 1000, 10 * S, 0, 900, 0),
+        (0, 1000, 15 * S, 150, 900, 5 * S),
+        (0, 1000, 15 * S, 100, 900, 0),
+        (0, 1000, 15 * S, 101, 900, 5 * S),
+        (100, 1000, 15 * S, 900, 1000, 80 * S),
+        (0, 1000, 94 * S, 1000, 100, S),
+        (0, 999, 15 * S, 0, 900, 0),
+        (0, 999, 15 * S, 101, 900, 5 * S),
+        (1000, 0, 15 * S, 0, 1000, 0),
+        (1000, 0, 15 * S, 150, 1000, 100 * S),
+        (1000, 500, 15 * S, 1000, 1450, 175 * S),
+        (1000, 500, 15 * S, 1001, 1450, 175 * S),
+        (900, 1000, 15 * S, 100, 1800, 80 * S),
+        (900, 1000, 15 * S, 101, 1800, 90 * S),
+        (0, 0, 15 * S, 1001, 0, 80 * S),
+    ],
+)
+def test_sliding_window_falls_tick_by_tick(
+    scripts: Scripts, used: int, before: int, after: int, cost: int, counted: int, wait: int
+) -> None:
+    """Ten ticks of ten seconds, the last cut to five: shares are rounded against the caller, waits end with a tick."""
+    key, begins = scripts.key(), 950 * S
+    put(scripts, key, f"{used},{before},{begins},{begins}")
+    reply = ask(scripts, begins + after, [["s", 1000, 0, 1, 10 * S, 95 * S, 0, 0]], [["look", 0, 0, 1, cost, 0]], [key])
+    fits, debt, reset, wait_us = reply[3:7]
+    assert (debt, reset) == (counted, (95 if used == 0 else 190) * S - after)
+    assert (wait_us, fits) == (wait, int(wait == 0))
+
+
 def test_shadow_is_charged_while_it_fits_and_refuses_nobody(scripts: Scripts) -> None:
     """What it would have refused is not charged to it, but to the others."""
     shadow, watched, real = shape(2, 2, shadow=True), scripts.key(), scripts.key()
@@ -675,7 +741,8 @@ def test_line_stands_in_the_state(scripts: Scripts) -> None:
     reply = stand(scripts, START_US, key, "me", joins(["t", 10 * S, 0, "", 1, "back", -1, 0]))
     assert reply == [START_US, 0, START_US, 5 * S, [], [], 95 * S, 0]
     state = State(scripts, key)
-    assert (state.line_until, state.queued) == (START_US + 1_250_000, 10 * S)
+    assert (state.reap_at, state.line_until, state.queued) == (0, START_US + 1_250_000, 10 * S)
+    assert (state.leased_until, state.lease, state.lows) == (0, 0, [])
     for name in (":line", ":owners"):
         assert MINUTE_MS - 5000 < scripts.client.pttl(key + name) <= MINUTE_MS
     seen = look(scripts, START_US, SECONDS, key, 1)
@@ -771,6 +838,35 @@ def test_nobody_overtakes_and_all_ahead_are_promised(scripts: Scripts) -> None:
     assert stand(scripts, START_US + 4 * S // 10, key, "b")[3] == 5_600_000
     part = stand(scripts, START_US, key, "c", joins(["c0", 0, 1, "", 1, "back", -1, 0], ["c1", 0, 0, "", 1, "back", 0, 0]))
     assert part[4] == []
+
+
+def test_promises_are_rounded_against_who_comes_later(scripts: Scripts) -> None:
+    """A fraction that is promised counts as a whole microsecond."""
+    key = scripts.key()
+    take(scripts, START_US, SECONDS, key, 95)
+    assert stand(scripts, START_US, key, "a", joins(["a1", 10 * S, 1, "", 1, "back", -1, 0]))[3] == 5 * S + 1
+    assert stand(scripts, START_US, key, "b", joins(["b1", S, 0, "", 1, "back", -1, 0]))[3] == 6 * S + 1
+
+
+def test_ticket_whose_owner_is_not_known_is_passed(scripts: Scripts) -> None:
+    """When the owners are lost and the line is not, those who still ask stay."""
+    key = scripts.key()
+    take(scripts, START_US, SECONDS, key, 100)
+    for owner in ("dead", "live"):
+        stand(scripts, START_US, key, owner, joins([owner, 9 * S, 0, "", 1, "back", -1, 0]))
+    scripts.client.delete(f"{key}:owners")
+    assert stand(scripts, START_US, key, "live")[3] == 9 * S
+    assert scripts.client.zcard(f"{key}:line") == 1
+
+
+def test_impatient_one_behind_a_patient_one(scripts: Scripts) -> None:
+    """All that were new in this call are looked at."""
+    key = scripts.key()
+    take(scripts, START_US, SECONDS, key, 100)
+    asked = [["p", 5 * S, 0, "", 1, "back", -1, 0], ["i", S, 0, "", 1, "back", 5 * S, 0]]
+    reply = stand(scripts, START_US, key, "me", joins(*asked))
+    assert (reply[3], reply[5]) == (5 * S, [b"i", 6 * S])
+    assert State(scripts, key).queued == 5 * S
 
 
 def test_patience_is_of_new_tickets_only(scripts: Scripts) -> None:
