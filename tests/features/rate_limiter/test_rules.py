@@ -318,6 +318,10 @@ def test_eight_marks_are_kept(scripts: Scripts) -> None:
 def test_part_of_what_is_given_back(scripts: Scripts) -> None:
     """Thirds of a microsecond are borrowed from the whole ones; what is held under another rate loses its fraction."""
     third, key = shape(3, 1, 30), scripts.key()
+    hold(scripts, START_US, third, key, 4, "four")
+    assert scripts.settle(START_US, "settle", third, key, 2, hold="four")[0] == 1
+    assert (State(scripts, key).debt, State(scripts, key).second) == (666_666, 2)
+    scripts.client.delete(key)
     hold(scripts, START_US, third, key, 5, "five")
     assert (State(scripts, key).debt, State(scripts, key).second) == (1_666_666, 2)
     hold(scripts, START_US, third, key, 2, "two")
@@ -362,6 +366,13 @@ def test_second_loan_extends_the_first(scripts: Scripts) -> None:
     assert (state.leased_until, state.lease, state.debt) == (START_US + 250_000, 250_000, 200_000)
     assert scripts.decide(START_US, "borrow", [(limit, key, 55)], lease_us=250_000)[0] == 1, "to the last that is there"
     assert take(scripts, START_US, limit, key, 1) == 0
+
+
+def test_loan_leaves_its_own_length_free_to_the_microsecond(scripts: Scripts) -> None:
+    """The rate goes on while what was lent is spent."""
+    limit, key = shape(10**6, 1), scripts.key()
+    assert scripts.decide(START_US, "borrow", [(limit, key, 750_001)], lease_us=250_000)[1][0].wait_us == 1
+    assert scripts.decide(START_US, "borrow", [(limit, key, 750_000)], lease_us=250_000)[0] == 1
 
 
 def test_loan_that_has_ended_is_counted_once(scripts: Scripts) -> None:
@@ -577,7 +588,7 @@ def test_ten_times_the_capacity_is_the_most(scripts: Scripts) -> None:
     assert scripts.settle(START_US, "debit", SECONDS, key, 5, hold="b") == [1, 0, 0]
     assert scripts.settle(START_US, "debit", SECONDS, key, 5, hold="c") == [1, 5 * S, 0]
     assert scripts.settle(START_US + 2 * S, "debit", SECONDS, key, 5, hold="d") == [1, 3 * S, 0]
-    assert State(scripts, key).debt == 1000 * S
+    assert look(scripts, START_US + 2 * S, SECONDS, key).debt == 1000 * S
     put(scripts, key, f"{2000 * S},0,1,{START_US}")
     assert scripts.settle(START_US, "debit", SECONDS, key, 5, hold="e") == [1, 5 * S, 0]
     assert State(scripts, key).debt == 2000 * S
@@ -825,7 +836,8 @@ def test_grant_with_a_lease_is_a_hold(scripts: Scripts) -> None:
     )
     assert reply[3:] == [-1, [b"t", b"u"], [], 11 * S, 0]
     assert scripts.client.hgetall(f"{key}:holds") == {b"t": f"{10 * S},0,1,{START_US}".encode()}
-    assert State(scripts, key).reap_at == START_US + 7 * S
+    state = State(scripts, key)
+    assert (state.reap_at, state.line_until, state.queued) == (START_US + 7 * S, 0, 0)
 
 
 def test_nobody_overtakes_and_all_ahead_are_promised(scripts: Scripts) -> None:
@@ -897,14 +909,14 @@ def test_full_line_turns_away(scripts: Scripts) -> None:
     key = scripts.key()
     take(scripts, START_US, SECONDS, key, 100)
     stand(scripts, START_US, key, "me", joins(["first", S, 0, "", 1, "back", -1, 0]))
-    members = {f"me|x{n}|{S}|0|0": n + 10 * S for n in range(9998)}
+    members = {f"me|x{n}|{S}|0|0": n + 10 * S for n in range(9997)}
     scripts.client.zadd(f"{key}:line", members)
-    asked = [[name, S, 0, "", 1, "back", -1, 0] for name in ("last", "over")]
+    asked = [[name, S, 0, "", 1, "back", -1, 0] for name in ("last but one", "last", "over")]
     reply = stand(scripts, START_US, key, "me", joins(*asked))
-    assert reply[5] == [b"over", 3 * S]
+    assert reply[5] == [b"over", 4 * S]
     assert scripts.client.zcard(f"{key}:line") == 10_000
     other = stand(scripts, START_US, key, "other")
-    assert other[3] == 2 * S, "beyond the first 512: the wait for all that is queued"
+    assert other[3] == 3 * S, "beyond the first 512: the wait for all that is queued"
 
 
 def test_silent_owner_is_forgotten_and_its_promise_with_it(scripts: Scripts) -> None:
