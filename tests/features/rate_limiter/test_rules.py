@@ -330,6 +330,13 @@ def test_part_of_what_is_given_back(scripts: Scripts) -> None:
     assert (State(scripts, key).debt, State(scripts, key).second) == (666_666, 2)
     assert scripts.settle(START_US, "settle", third, key, 4, hold="two")[0] == 1
     assert (State(scripts, key).debt, State(scripts, key).second) == (1_333_333, 1)
+    assert take(scripts, START_US, third, key, 5) == 1
+    assert (State(scripts, key).debt, State(scripts, key).second) == (3_000_000, 0)
+    hold(scripts, START_US, third, key, 2, "under")
+    take(scripts, START_US, third, key, 1)
+    assert scripts.settle(START_US, "settle", third, key, 4, hold="under") == [1, 0, 0]
+    assert (State(scripts, key).debt, State(scripts, key).second) == (4_666_666, 2)
+    put(scripts, key, f"1333333,1,3,{START_US}")
     hold(scripts, START_US, third, key, 5, "more")
     seventh = shape(7, 1, 30)
     assert scripts.settle(START_US, "settle", seventh, key, 0, hold="more")[0] == 1
@@ -384,6 +391,17 @@ def test_loan_that_has_ended_is_counted_once(scripts: Scripts) -> None:
     state = State(scripts, key)
     assert (state.debt, state.leased_until, state.lease) == (210_000, 0, 0)
     assert look(scripts, START_US + 310_000, limit, key).debt == 200_000
+
+
+def test_marks_go_with_the_last_hold(scripts: Scripts) -> None:
+    """Also while a loan keeps the longer state: an old mark must not bind who holds next."""
+    limit, key = shape(100, 1), scripts.key()
+    hold(scripts, START_US, limit, key, 1, "h")
+    scripts.decide(START_US + 1, "borrow", [(limit, key, 10)], lease_us=250_000)
+    assert State(scripts, key).lows
+    assert scripts.settle(START_US + 2, "settle", limit, key, 1, hold="h")[0] == 1
+    state = State(scripts, key)
+    assert (state.leased_until, state.lows) == (START_US + 250_001, [])
 
 
 # Holds.
@@ -690,6 +708,7 @@ def test_empty_sliding_window_is_free_at_its_end(scripts: Scripts) -> None:
         (0, 999, 15 * S, 0, 900, 0),
         (0, 999, 15 * S, 101, 900, 5 * S),
         (1000, 0, 15 * S, 0, 1000, 0),
+        (1, 0, 15 * S, 0, 1, 0),
         (1000, 0, 15 * S, 150, 1000, 100 * S),
         (1000, 500, 15 * S, 1000, 1450, 175 * S),
         (1000, 500, 15 * S, 1001, 1450, 175 * S),
