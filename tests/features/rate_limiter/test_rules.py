@@ -303,6 +303,17 @@ def test_marks_are_the_least_debt_since(scripts: Scripts) -> None:
     assert (state.debt, state.more) == (17 * S, False), "40 of the 48, as the debt had been at 40"
 
 
+def test_mark_binds_to_the_fraction(scripts: Scripts) -> None:
+    """The debt was a third less than what is held: the third has grown back."""
+    third, key = shape(3, 1, 30), scripts.key()
+    take(scripts, START_US, third, key, 5)
+    hold(scripts, START_US, third, key, 1, "h")
+    assert take(scripts, START_US + 1_666_667, third, key, 5) == 1
+    assert [debt for _, debt in State(scripts, key).lows] == [333_333]
+    assert scripts.settle(START_US + 1_666_667, "settle", third, key, 0, hold="h") == [1, 0, 0]
+    assert (State(scripts, key).debt, State(scripts, key).second) == (1_666_666, 2)
+
+
 def test_eight_marks_are_kept(scripts: Scripts) -> None:
     """Of nine the oldest two become one: of the later moment, and the lower debt."""
     key = scripts.key()
