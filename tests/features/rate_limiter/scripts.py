@@ -29,7 +29,7 @@ class Scripts:
     """One state after another on one server. known=2: the fence sleeps, unless a test wakes it."""
 
     def __init__(self, client: "redis.Redis", *, known: int = 2) -> None:
-        self.client = client
+        self.client: Any = client
         self.known = known
         self.fence = f"{{r}}fence-{secrets.token_hex(6)}"
 
