@@ -14,11 +14,12 @@ local MOST_REAPED = 1000
 
 -- The debt is as low as it gets before the next charge: what of the holds has grown back is lost to them, to all by the same share.
 local function shrink(s)
-  if s.held <= s.debt or s.limit[1] ~= 'b' then
+  local owed = s.debt + (s.part > 0 and 1 or 0)
+  if s.held <= owed or s.limit[1] ~= 'b' then
     return
   end
-  s.share = math.floor(s.share * (s.debt / s.held))
-  s.held = s.debt
+  s.share = math.floor(s.share * (owed / s.held))
+  s.held = owed
   if s.share < 1000000 then
     -- As good as nothing: who holds since before has no part any more.
     s.held, s.share, s.era = 0, WHOLE, s.era + 1
@@ -42,9 +43,8 @@ local function give_back(s, cost, part, opened, fenced_at, most)
     return
   end
   if kind == 'b' then
-    most = math.min(most, s.debt)
-    if cost >= most then
-      cost, part = most, (most == s.debt and math.min(part, s.part) or 0)
+    if cost + (part > 0 and 1 or 0) > most then
+      cost, part = most, 0
     end
     s.debt, s.part = s.debt - cost, s.part - part
     if s.part < 0 then

@@ -166,6 +166,9 @@ local function read(limit, key, now_us, fenced_at)
     if rest ~= '' then
       local reap_at, line_until, queued, leased_until, lease, held, share, era =
         match(rest, '^,(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+)$')
+      if not reap_at then
+        return nil
+      end
       s.reap_at, s.line_until, s.queued = tonumber(reap_at), tonumber(line_until), tonumber(queued)
       s.leased_until, s.lease = tonumber(leased_until), tonumber(lease)
       s.held, s.share, s.era = tonumber(held), tonumber(share), tonumber(era)

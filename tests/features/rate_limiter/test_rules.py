@@ -16,7 +16,6 @@ HOUR_MS, MINUTE_MS = 3_720_000, 60_000
 SECONDS = shape(100, 100)
 """A bucket whose unit is a second of debt."""
 SLOTS = shape(3, unit="slots")
-MARK = 9007199254740991
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ class State:
         self.more = bool(rest)
         numbers = [int(one) for one in rest[:5]] or [0] * 5
         self.reap_at, self.line_until, self.queued, self.leased_until, self.lease = numbers
-        self.lows = [tuple(map(int, one.split(":"))) for one in rest[5].split("/")] if rest and rest[5] else []
+        self.held, self.share, self.era = map(int, rest[5:8]) if rest else (0, 0, 0)
         self.ttl_ms = scripts.client.pttl(key)
 
 
@@ -203,7 +202,7 @@ def test_overfull_window_stays_overfull_at_the_fence(scripts: Scripts) -> None:
         (1000, 999, [-3]),
         (1050, 1060, [1, 4, 90]),
         (1050, 1050, [1, 4, 100]),
-        (1050, 1049, [1, 0, 51]),
+        (1050, 1049, [1, 4, 51]),
         (950, 1010, [1, 0, 90]),
         (900, 1010, [1, 0, 90]),
     ],
@@ -260,7 +259,7 @@ def test_larger_step_back_moves_what_is_held(scripts: Scripts) -> None:
     state = State(scripts, key)
     assert (state.moment, state.debt) == (now_us, 31 * S)
     assert (state.reap_at, state.line_until, state.leased_until) == (now_us + 20 * S, 0, now_us + S)
-    assert state.lows == [(MARK, 0)]
+    assert (state.held, state.era) == (0, 1)
     deadlines = scripts.client.zrange(f"{key}:deadlines", 0, -1, withscores=True)
     assert deadlines == [(f"h{n}".encode(), now_us + (20 + n) * S) for n in range(3)]
     assert scripts.settle(now_us, "settle", SECONDS, key, 0, hold="h0")[0] == 1
@@ -270,60 +269,13 @@ def test_larger_step_back_moves_what_is_held(scripts: Scripts) -> None:
 def test_step_back_before_a_deadline_that_has_passed(scripts: Scripts) -> None:
     """Moments do not fall below 0; without holds there are no marks."""
     key = scripts.key()
-    put(scripts, key, f"{5 * S},0,1,{100 * S},{20 * S},0,0,{30 * S},{2 * S},")
+    put(scripts, key, f"{5 * S},0,1,{100 * S},{20 * S},0,0,{30 * S},{2 * S},0,{10**15},0")
     assert look(scripts, 10 * S, SECONDS, key).debt == 5 * S
     state = State(scripts, key)
-    assert (state.reap_at, state.leased_until, state.lows) == (0, 0, [])
+    assert (state.reap_at, state.leased_until, state.held) == (0, 0, 0)
 
 
 # Buckets: marks, loans.
-
-
-def test_marks_are_the_least_debt_since(scripts: Scripts) -> None:
-    """Rising; a hold gets back no more than the lowest since it was opened, or than there is."""
-    key = scripts.key()
-    hold(scripts, START_US, SECONDS, key, 50, "a")
-    assert State(scripts, key).lows == []
-    for second, cost, lows in (
-        (10, 10, [(10, 40)]),
-        (20, 5, [(20, 40)]),
-        (25, 20, [(25, 40)]),
-        (26, 1, [(25, 40), (26, 59)]),
-        (30, 10, [(25, 40), (30, 56)]),
-    ):
-        assert take(scripts, START_US + second * S, SECONDS, key, cost) == 1
-        assert State(scripts, key).lows == [(START_US + at * S, debt * S) for at, debt in lows]
-    assert hold(scripts, START_US + 30 * S, SECONDS, key, 20, "b") == 1
-    assert take(scripts, START_US + 40 * S, SECONDS, key, 1) == 1
-    assert State(scripts, key).debt == 77 * S
-    assert scripts.settle(START_US + 40 * S, "settle", SECONDS, key, 0, hold="b") == [1, 0, 0]
-    assert State(scripts, key).debt == 57 * S
-    assert scripts.settle(START_US + 40 * S, "settle", SECONDS, key, 2, hold="a") == [1, 0, 0]
-    state = State(scripts, key)
-    assert (state.debt, state.more) == (17 * S, False), "40 of the 48, as the debt had been at 40"
-
-
-def test_mark_binds_to_the_fraction(scripts: Scripts) -> None:
-    """The debt was a third less than what is held: the third has grown back."""
-    third, key = shape(3, 1, 30), scripts.key()
-    take(scripts, START_US, third, key, 5)
-    hold(scripts, START_US, third, key, 1, "h")
-    assert take(scripts, START_US + 1_666_667, third, key, 5) == 1
-    assert [debt for _, debt in State(scripts, key).lows] == [333_333]
-    assert scripts.settle(START_US + 1_666_667, "settle", third, key, 0, hold="h") == [1, 0, 0]
-    assert (State(scripts, key).debt, State(scripts, key).second) == (1_666_666, 2)
-
-
-def test_eight_marks_are_kept(scripts: Scripts) -> None:
-    """Of nine the oldest two become one: of the later moment, and the lower debt."""
-    key = scripts.key()
-    hold(scripts, START_US, SECONDS, key, 10, "a")
-    marks = []
-    for number in range(1, 11):
-        take(scripts, START_US + number * S, SECONDS, key, 3)
-        marks.append((START_US + number * S, (9 + 2 * (number - 1)) * S))
-        expected = marks if len(marks) <= 8 else [(marks[-8][0], marks[0][1]), *marks[-7:]]
-        assert State(scripts, key).lows == expected
 
 
 def test_part_of_what_is_given_back(scripts: Scripts) -> None:
@@ -364,7 +316,7 @@ def test_loan_is_kept_free_until_it_ends(scripts: Scripts) -> None:
     assert MINUTE_MS + 320 < state.ttl_ms <= MINUTE_MS + 350
     for after, debt in ((60_000, 290_000), (249_999, 250_000), (250_000, 250_000), (300_000, 200_000), (600_000, 0)):
         assert look(scripts, START_US + after, limit, key).debt == debt
-    assert look(scripts, START_US + 249_999, limit, key, 76).wait_us == 10_000
+    assert look(scripts, START_US + 249_999, limit, key, 76).wait_us == 10_001
     assert look(scripts, START_US + 250_000, limit, key).plain == 1
     assert take(scripts, START_US + 300_000, limit, key, 1) == 1
     state = State(scripts, key)
@@ -404,17 +356,6 @@ def test_loan_that_has_ended_is_counted_once(scripts: Scripts) -> None:
     assert look(scripts, START_US + 310_000, limit, key).debt == 200_000
 
 
-def test_marks_go_with_the_last_hold(scripts: Scripts) -> None:
-    """Also while a loan keeps the longer state: an old mark must not bind who holds next."""
-    limit, key = shape(100, 1), scripts.key()
-    hold(scripts, START_US, limit, key, 1, "h")
-    scripts.decide(START_US + 1, "borrow", [(limit, key, 10)], lease_us=250_000)
-    assert State(scripts, key).lows
-    assert scripts.settle(START_US + 2, "settle", limit, key, 1, hold="h")[0] == 1
-    state = State(scripts, key)
-    assert (state.leased_until, state.lows) == (START_US + 250_001, [])
-
-
 # Holds.
 
 
@@ -447,7 +388,7 @@ def test_deadlines_are_the_earliest_and_holds_outlive_them(scripts: Scripts) -> 
         assert (State(scripts, key).reap_at, part.plain) == (START_US + reap_at * S, 0)
     for name in (key, f"{key}:holds", f"{key}:deadlines"):
         assert HOUR_MS - 5000 < scripts.client.pttl(name) <= HOUR_MS
-    assert scripts.client.hget(f"{key}:holds", "b") == f"{S},0,1,{START_US}".encode()
+    assert scripts.client.hget(f"{key}:holds", "b") == f"{S},0,1,{START_US},{10**15},0".encode()
     assert scripts.settle(START_US, "settle", SECONDS, key, 1, hold="b")[0] == 1
     assert State(scripts, key).reap_at == START_US + 10 * S
     assert scripts.settle(START_US, "renew", SECONDS, key, 0, hold="a", lease_us=30 * S)[0] == 1
@@ -479,9 +420,11 @@ def test_eight_are_reaped_per_call_in_their_order(scripts: Scripts) -> None:
     scripts.client.hdel(f"{key}:holds", "h1")
     assert look(scripts, START_US + 10 * S - 1, SECONDS, key).debt == 20 * S + 1
     assert scripts.client.hlen(f"{key}:holds") == 9
-    assert look(scripts, START_US + 10 * S, SECONDS, key).debt == 17 * S
+    assert look(scripts, START_US + 10 * S, SECONDS, key).debt == 18 * S, "a third of each has grown back"
     assert scripts.client.zrange(f"{key}:deadlines", 0, 0) == [b"h1"]
-    assert look(scripts, START_US + 19 * S, SECONDS, key).debt == 0
+    assert look(scripts, START_US + 19 * S, SECONDS, key).debt == 2 * S, (
+        "the last one's second, and that of the one that was lost"
+    )
     assert scripts.client.hkeys(f"{key}:holds") == [b"h9"]
     assert State(scripts, key).reap_at == START_US + 19 * S
     look(scripts, START_US + 19 * S, SECONDS, key)
@@ -554,11 +497,11 @@ def test_held_id_is_the_same_answer_a_reaped_one_is_none(scripts: Scripts) -> No
     both = [(SECONDS, one, 60), (SECONDS, two, 60)]
     assert scripts.decide(START_US, "hold", both, hold="h", lease_us=S)[0] == 1
     status, parts = scripts.decide(START_US, "hold", both, hold="h", lease_us=S)
-    assert (status, [(part.fits, part.debt, part.wait_us) for part in parts]) == (1, [(1, 60 * S, 0)] * 2)
+    assert (status, [(part.fits, part.debt, part.wait_us) for part in parts]) == (2, [(1, 60 * S, 0)] * 2)
     assert scripts.client.hlen(f"{one}:holds") == 1
     look(scripts, START_US + S, SECONDS, one)
     assert scripts.decide(START_US, "hold", both, hold="h", lease_us=S) == (-2, [])
-    assert scripts.decide(START_US, "hold", both[::-1], hold="h", lease_us=S)[0] == 1
+    assert scripts.decide(START_US, "hold", both[::-1], hold="h", lease_us=S)[0] == -2
     assert scripts.decide(START_US, "take", both[:1], hold="h", lease_us=S)[0] == 0 or look(scripts, START_US, SECONDS, one)
     assert State(scripts, two).debt == 60 * S
 
@@ -602,8 +545,8 @@ def test_hold_of_before_the_fence_is_not_given_back(scripts: Scripts, opened: in
     """It was counted as spent; from the fence on it is given back."""
     key, later = scripts.key(), START_US + 20 * S
     fence_at(scripts, START_US + 10 * S)
-    put(scripts, key, f"{90 * S},0,1,{later},{START_US + 90 * S},0,0,0,0,")
-    scripts.client.hset(f"{key}:holds", "h", f"{3 * S},0,1,{START_US + opened * S}")
+    put(scripts, key, f"{90 * S},0,1,{later},{START_US + 90 * S},0,0,0,0,{3 * S},{10**15},0")
+    scripts.client.hset(f"{key}:holds", "h", f"{3 * S},0,1,{START_US + opened * S},{10**15},0")
     scripts.client.zadd(f"{key}:deadlines", {"h": START_US + 90 * S})
     assert scripts.settle(later, "settle", SECONDS, key, 0, hold="h") == [1, 0, 0]
     assert State(scripts, key).debt == debt * S
@@ -783,7 +726,7 @@ def test_line_stands_in_the_state(scripts: Scripts) -> None:
     assert reply == [START_US, 0, START_US, 5 * S, [], [], 95 * S, 0]
     state = State(scripts, key)
     assert (state.reap_at, state.line_until, state.queued) == (0, START_US + 1_250_000, 10 * S)
-    assert (state.leased_until, state.lease, state.lows) == (0, 0, [])
+    assert (state.leased_until, state.lease, state.held) == (0, 0, 0)
     for name in (":line", ":owners"):
         assert MINUTE_MS - 5000 < scripts.client.pttl(key + name) <= MINUTE_MS
     seen = look(scripts, START_US, SECONDS, key, 1)
@@ -800,7 +743,7 @@ def test_line_stands_in_the_state(scripts: Scripts) -> None:
 def test_line_that_everybody_fits_beside_holds_up_for_a_millisecond(scripts: Scripts) -> None:
     """The wait is never 0 while it stands."""
     key = scripts.key()
-    put(scripts, key, f"0,0,1,{START_US},0,{START_US + S},0,0,0,")
+    put(scripts, key, f"0,0,1,{START_US},0,{START_US + S},0,0,0,0,{10**15},0")
     status, (part,) = scripts.decide(START_US, "take", [(SECONDS, key, 1)])
     assert (status, part.wait_us) == (0, 1000)
 
@@ -833,7 +776,7 @@ def test_tags_are_by_class_and_weight(scripts: Scripts) -> None:
     assert len(tags()) == 7
     assert State(scripts, key).queued == queued, "the same ticket again is the same ticket"
     granted = stand(scripts, START_US + 5 * S, key, "me")[4]
-    assert granted == [b"f1", b"z1", b"k2"]
+    assert granted == [b"f1", 0, b"z1", 0, b"k2", 0]
     assert State(scripts, key).queued == queued - 2 * S
     granted = stand(scripts, START_US + 5 * S + 2, key, "me", joins(["n1", 4 * S, 0, "new", 1, "front", -1, 0]))[4]
     assert granted == []
@@ -864,8 +807,8 @@ def test_grant_with_a_lease_is_a_hold(scripts: Scripts) -> None:
     reply = stand(
         scripts, START_US, key, "me", joins(["t", 10 * S, 0, "", 1, "back", -1, 7 * S], ["u", S, 0, "", 1, "back", -1, 0])
     )
-    assert reply[3:] == [-1, [b"t", b"u"], [], 11 * S, 0]
-    assert scripts.client.hgetall(f"{key}:holds") == {b"t": f"{10 * S},0,1,{START_US}".encode()}
+    assert reply[3:] == [-1, [b"t", 0, b"u", 0], [], 11 * S, 0]
+    assert scripts.client.hgetall(f"{key}:holds") == {b"t": f"{10 * S},0,1,{START_US},{10**15},0".encode()}
     state = State(scripts, key)
     assert (state.reap_at, state.line_until, state.queued) == (START_US + 7 * S, 0, 0)
 

@@ -25,8 +25,8 @@ def scripts(request: pytest.FixtureRequest, servers: Any) -> Any:
 
 
 class Bucket:
-    """A token bucket in fractions: debt in units leaks at amount / period. What the holds have taken together, and has not grown
-    back, is never more than the debt; when the debt falls below it, each loses the same share."""
+    """A token bucket in fractions: debt in units leaks at amount / period. What the holds have taken together, and has not
+    grown back, is never more than the debt; when the debt falls below it, each loses the same share."""
 
     def __init__(self, limit: Shape) -> None:
         self.rate = Fraction(limit.amount, limit.period_us)
