@@ -28,7 +28,7 @@ check: $(STAMP) ## lint and types
 	$(RUN) -m mypy
 
 bench: $(STAMP) ## ours, the peers and a bare driver, side by side
-	$(RUN) -m benchmarks.bench_rate_limiter
+	$(RUN) -m benchmarks
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

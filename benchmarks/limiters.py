@@ -96,7 +96,7 @@ def evalsha(pool: Pool) -> Limiter:
             await client.evalsha(sha, 2, fence, keys[SCRATCH[0]], 0, 0, arguments[0], '[["look","",0,1,0,0]]')
 
             async def take(identity: str) -> bool:
-                return bool((await client.evalsha(sha, 2, fence, keys[identity], 0, 1, *arguments))[2][0] == 1)
+                return bool((await client.evalsha(sha, 2, fence, keys[identity], 0, 1, *arguments))[2] == 1)
 
             yield take
 

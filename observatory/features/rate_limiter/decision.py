@@ -48,12 +48,12 @@ class Decision(msgspec.Struct, frozen=True):
 
         Nothing of usd limits: what a budget has left is nobody else's business.
         """
-        told = [part for part in self.parts or (self,) if part.unit != "usd"]
+        told = [part for part in self.parts or (self,) if part.unit != "usd" and part.capacity]
         found: dict[str, str] = {}
         if told:
             found["RateLimit-Policy"] = ", ".join(_policy(part) for part in told)
             found["RateLimit"] = ", ".join(_state(part) for part in told)
-        if self.unit != "usd":
+        if self.unit != "usd" and self.capacity:
             found["X-RateLimit-Limit"] = str(self.quota)
             found["X-RateLimit-Remaining"] = str(self.remaining)
             found["X-RateLimit-Reset"] = str(ceil(self.reset_after))

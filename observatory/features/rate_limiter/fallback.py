@@ -30,14 +30,14 @@ class _Share:
 
     __slots__ = ("_at", "_free", "_rate", "capacity", "id", "part", "shape", "spent")
 
-    def __init__(self, shape: Shape, part: Part, instances: int, heard_at: float) -> None:
+    def __init__(self, shape: Shape, part: Part, instances: int, heard_at: float, held: int) -> None:
         self.shape = shape
         self.part = part
         self.id = secrets.token_hex(8)
         self.capacity = shape.capacity / instances
         self._rate = 0.0 if shape.kind == "c" else shape.amount / instances / (shape.period_us / 1e6)
         # Slots do not grow back: what may be held at once is the share itself.
-        self._free = float(int(self.capacity)) if shape.kind == "c" else 0.0
+        self._free = float(max(int(self.capacity) - held, 0)) if shape.kind == "c" else 0.0
         self._at = max(heard_at, monotonic() - HEAD_START)
         self.spent = 0
 
@@ -77,6 +77,8 @@ class Fallback:
         self._instances = instances
         self._heard_at = heard_at
         self._shares: dict[Key, _Share] = {}
+        self._held: dict[Key, int] = {}
+        """Slots that this process holds at the store: they are of its share too."""
         self._told: set[str] = set()
         self._since = 0.0
         self._decided = 0
@@ -106,6 +108,14 @@ class Fallback:
         self._decided += 1
         return verdicts
 
+    def hold_slots(self, wanted: Sequence[Wanted], sign: int) -> None:
+        """Slots were taken at the store (1), or given back to it (-1)."""
+        for one in wanted:
+            if one.shape.kind == "c":
+                held = self._held.pop(one.key, 0) + sign * one.asked
+                if held > 0:
+                    self._held[one.key] = held
+
     def give_back(self, key: Key, units: int) -> None:
         """A hold that was taken here is settled here: `units` more are free, or (negative) fewer."""
         share = self._shares.get(key)
@@ -126,7 +136,9 @@ class Fallback:
                 self._tell(one.policy, "closed")
                 raise error
             self._tell(one.policy, f"local, 1 of {instances} shares")
-            share = self._shares[one.part.key] = _Share(one.shape, one.part, instances, self._heard_at())
+            share = self._shares[one.part.key] = _Share(
+                *(one.shape, one.part, instances, self._heard_at()), self._held.get(one.part.key, 0)
+            )
         return share
 
     def _tell(self, policy: Policy, how: str) -> None:

@@ -241,6 +241,7 @@ class RateLimiter:
             pairs = [(one, part) for one, part in zip(wanted, answer.parts, strict=True) if part.fits]
             wanted = [one for one, _ in pairs]
             fences = [part.part for one, part in pairs if one.shape.kind == "c"]
+            self._judge.fallback.hold_slots(wanted, 1)
         return Reservation(
             *(self, wanted, decision),
             id=name,
@@ -273,6 +274,7 @@ class RateLimiter:
                     for one, used in zip(wanted, map(min, actual, most), strict=True)
                 ]
             )
+            self._judge.fallback.hold_slots(wanted, -1)
             late = any(status == 2 for status, _, _ in done)
             cut = [max(used - bound, 0) for used, bound in zip(actual, most, strict=True)]
             excess = [one.shape.units_of(*rest) + over for one, (_, *rest), over in zip(wanted, done, cut, strict=True)]

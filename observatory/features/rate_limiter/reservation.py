@@ -204,6 +204,7 @@ class PendingReservation(Awaitable[Reservation]):
     def __init__(self, reserve: Callable[[], Awaitable[Reservation]]) -> None:
         self._reserve = reserve
         self._held: Reservation | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
 
     def __await__(self) -> Generator[Any, None, Reservation]:
@@ -213,16 +214,21 @@ class PendingReservation(Awaitable[Reservation]):
         if self._held is not None:
             raise InvalidArgument("this reservation is open already", remedy="Call reserve again")
         self._held = await self._reserve()
-        self._renewing = asyncio.get_running_loop().create_task(self._renew(self._held), name="observatory reservation")
+        # Most are over long before; only those that last get a task of their own.
+        self._timer = asyncio.get_running_loop().call_later(self._held.lease / 3, self._begin, self._held)
         return self._held
+
+    def _begin(self, held: Reservation) -> None:
+        self._renewing = asyncio.get_running_loop().create_task(self._renew(held), name="observatory reservation")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         held, self._held = self._held, None
-        renewing, self._renewing = self._renewing, None
-        if renewing is not None:
-            renewing.cancel()
+        for pending in (self._timer, self._renewing):
+            if pending is not None:
+                pending.cancel()
+        self._timer = self._renewing = None
         if held is None or held.is_settled:
             return
         try:
@@ -235,9 +241,9 @@ class PendingReservation(Awaitable[Reservation]):
     @staticmethod
     async def _renew(held: Reservation) -> None:
         while not held.is_settled:
-            await asyncio.sleep(held.lease / 3)
             try:
                 await held.renew()
+                await asyncio.sleep(held.lease / 3)
             except ReservationLost:
                 if not held.is_settled:
                     INTERNAL.warning("a reservation of %s was lost while it was open", held.decision.limit)

@@ -153,6 +153,18 @@ async def test_reservation_during_an_outage(opening: Open, own_server: Server) -
         assert (await waited.settle(100)).returned == {"tokens": 300}
 
 
+async def test_slots_held_at_the_store_are_of_the_share(opening: Open, own_server: Server) -> None:
+    """Two of two are held when Redis goes: there is no third."""
+    (obs,) = await fleet(opening, own_server, 1)
+    slots = Limit("slots", 2, unit="slots")
+    held = [await obs.rate_limiter.reserve(slots) for _ in range(2)]
+    own_server.stop()
+    with pytest.raises(RateLimitExceeded):
+        await obs.rate_limiter.reserve(slots)
+    with pytest.raises(StoreUnavailable):
+        await held[0].settle()
+
+
 async def test_moment_of_a_stall_is_not_answered_with_refusals(opening: Open, own_server: Server) -> None:
     """A store that stands still for half a second, under a limit that nobody has come near."""
     (obs,) = await fleet(opening, own_server, 1)
