@@ -322,3 +322,18 @@ def test_impatient_ticket_is_told_its_wait(scripts: Scripts) -> None:
     reply = scripts.advance(START_US, limit, key, "me", [("t", 1, "", 1, 5_000_000, 0)])
     assert reply[5] == [b"t", 60_000_000]
     assert scripts.client.exists(f"{key}:line") == 0
+
+
+def test_id_that_stands_in_line_twice_is_held_once(scripts: Scripts) -> None:
+    """Asked again from another process while the first ticket still stands: both are granted, one slot is taken."""
+    limit, key = shape(2, unit="slots"), scripts.key()
+    for hold in "ab":
+        scripts.decide(START_US, "hold", [(limit, key, 1)], hold=hold, lease_us=60_000_000)
+    for owner in ("one", "two"):
+        scripts.advance(START_US, limit, key, owner, [("job", 1, "", 1, -1, 60_000_000)])
+    for hold in "ab":
+        scripts.settle(START_US, "settle", limit, key, 0, hold=hold)
+    for owner in ("one", "two"):
+        assert scripts.advance(START_US, limit, key, owner)[4][0] == b"job"
+    _, (part,) = scripts.decide(START_US, "look", [(limit, key, 0)])
+    assert part.debt == 1
