@@ -5,7 +5,6 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import msgspec
@@ -70,12 +69,9 @@ def _explained(limit: Limit, given: Mapping[str, str], brought: set[Unit]) -> Ex
 def _faults(limit: Limit, given: Mapping[str, str]) -> Iterator[str]:
     if limit.match is None:
         yield "it has no match: only by its name"
-    elif isinstance(limit.match, Mapping):
-        for name, glob in limit.match.items():
-            if name not in given:
-                yield f"{name} is not known, and must match {glob}"
-            elif not fnmatchcase(given[name], glob):
-                yield f"{name} is {given[name]}, which does not match {glob}"
+    for name, glob in limit.misfits(given):
+        known = f"{name} is {given[name]}, which does not match" if name in given else f"{name} is not known, and must match"
+        yield f"{known} {glob}"
 
 
 def _fits(limit: Limit, given: Mapping[str, str]) -> str:
@@ -186,7 +182,7 @@ class _Search:
         if told is not None:
             try:
                 said = msgspec.json.decode(told)
-                kind = {"b": "token_bucket", "w": "fixed_window", "s": "sliding_window", "c": "concurrency"}[said["algorithm"]]
+                kind = said["algorithm"]
                 per = None if said["per"] == "None" else said["per"]
                 amount, burst = (numbers.parsed(said[field], field) for field in ("amount", "burst"))
                 more: Any = {"burst": burst} if kind == "token_bucket" else {}

@@ -28,7 +28,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 LIMITER = "tests/features/rate_limiter"
 TESTS = (
-    f"{LIMITER}/test_rules.py",
+    f"{LIMITER}/test_rules_of_state.py",
+    f"{LIMITER}/test_rules_of_holds.py",
+    f"{LIMITER}/test_rules_of_the_line.py",
     f"{LIMITER}/test_scripts.py",
     *(
         f"{LIMITER}/test_acquire.py::{name}"

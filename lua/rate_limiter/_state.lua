@@ -63,10 +63,8 @@ local function fenced(fence, known, now_us)
   local second = match(said, 'master_replid2:(%w+)') or ''
   if not record then
     since = known == 1 and now_us or 0
-  elseif run ~= running or string.find(second, '[^0]') then
-    since = now_us
-  elseif since > now_us then
-    -- The clock stepped back: what was fenced then is fenced now, else nothing would be admitted until that moment comes again.
+  elseif run ~= running or string.find(second, '[^0]') or since > now_us then
+    -- In the future: the clock stepped back. What was fenced then is fenced now, else all would wait until that moment comes again.
     since = now_us
   end
   call('SET', fence, format('%s,%s,%d', history, running, since))

@@ -18,7 +18,7 @@ ARGV
   limits         JSON    list of the one limit (_state.lua)
   owner          string  who asks, without "|"
   joins          JSON    list of [ticket, cost, part, class, weight, place, patience_us, lease_us]: place "back", or "front" for who
-                         stood at the head of another line, or the tag that it had; patience_us -1: as long as it takes;
+                         stood at the head of another line; patience_us -1: as long as it takes;
                          lease_us > 0: granted as a hold under the ticket's name
   leaves         JSON    list of "ticket|cost|part|lease"
 
@@ -28,7 +28,6 @@ RETURNS {now_us, fenced_at, epoch, wait_us, granted, refused, debt, part}
   wait_us        int us  until the caller's first ticket can be granted; -1: it has none here
   granted        list    of ticket, fence, ticket, fence, ...: charged now (or held before under this name)
   refused        list    of ticket, wait_us, ticket, wait_us, ...: they could not be served within their patience
-
   debt, part     int     what counts against the capacity after this call (as in decide)
 
 COMPLEXITY  O(joins + leaves + 512): the first 512 tickets are looked at
@@ -90,12 +89,10 @@ for _, join in ipairs(joins) do
     refused[#refused + 1] = ticket
     refused[#refused + 1] = wait_for(s, cost, join[3], queued)
   elseif not stands then
-    local tag, before = tonumber(place), seen[class]
-    if place == 'front' then
-      tag = virtual
-    else
-      tag = tag or math.max(virtual, before or 0) + math.max(cost, 1) / weight
-      seen[class] = math.max(before or 0, tag)
+    local tag, before = virtual, seen[class]
+    if place == 'back' then
+      tag = math.max(virtual, before or 0) + math.max(cost, 1) / weight
+      seen[class] = tag
       call('HSET', owners, class, format('%.17g', seen[class]))
     end
     call('ZADD', line, format('%.17g', tag), member)

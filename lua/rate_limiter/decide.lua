@@ -13,12 +13,13 @@ ARGV
   known          0|1|2   does the caller know this store's fence; 2: it needs none (_state.lua)
   limits         JSON    list of limits (_state.lua)
   requests       JSON    list of [verb, id, lease_us, limit, cost, part, limit, cost, part, ...]: verb "look", "take", "hold" or
-                         "borrow"; id and lease_us of a hold (or borrowed for lease_us), else 0; of each part the limit's
+                         "borrow"; id and lease_us of a hold (or borrowed for lease_us), else "" and 0; of each part the limit's
                          place in `limits` from 1, and the cost: time in us and numerator of a bucket, else units and 0
 
-RETURNS {now_us, fenced_at, answer...}, flat: an answer per request being status, and unless that is below 0 of each part fits, debt, part, wait_us, plain
-  status         int     1 allowed, 2 held before under this id, 0 refused, -1 a state could not be read, -2 this id was held before and has been reaped,
-                         -3 now_us lies outside of a window that the caller named
+RETURNS {now_us, fenced_at, answer...}, flat: an answer per request being status, and, unless that is below 0, of each part fits,
+        debt, part, wait_us, plain
+  status         int     1 allowed, 2 held before under this id, 0 refused, -1 a state could not be read, -2 this id was held before
+                         and has been reaped, -3 now_us lies outside of a window that the caller named
   fits           0 | 1   would this limit alone have allowed it
   debt           int     what counts against the capacity after this call
   part           int     bucket: its numerator; slots: the fence; windows: us until all of it is free again

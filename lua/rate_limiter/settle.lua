@@ -18,8 +18,9 @@ ARGV
                          while this store was away; once per id
 
 RETURNS {now_us, fenced_at, answer...}, flat: an answer per request being status, excess, excess_part
-  status         int     -3 now_us lies outside of a window that the caller named; 1 done; 2 done late (the hold had been reaped; the use is recorded); 3 nothing to do (no such hold: settled
-                         before, or never made); -1 the state could not be read
+  status         int     1 done; 2 done late (the hold had been reaped; the use is recorded); 3 nothing to do (no such hold: settled
+                         before, or never made); -1 the state could not be read; -3 now_us lies outside of a window that the
+                         caller named
   excess         int     what was not recorded because the debt would have been above ten times the capacity
   excess_part    int     and its numerator
 

@@ -8,6 +8,7 @@ import typer
 from ..client import Observatory
 from ..errors import InvalidArgument
 from ..features.rate_limiter import Decision, Limit
+from ..features.rate_limiter.shape import algorithm_of
 from ..overview import Exhaustion, Explanation, explain, look, near_exhaustion
 from ..units import parsed
 from .context import ERR, OUT, AsJson, Context, done, fail, show_json, show_table
@@ -165,9 +166,6 @@ def list_limits(
 
 def _row(one: Limit) -> list[str]:
     match = "–" if one.match is None else one.match if isinstance(one.match, str) else _pairs(one.match)
-    algorithm = one.algorithm or (
-        "concurrency" if one.unit == "slots" else "fixed_window" if one.per in ("day", "week", "month") else "token_bucket"
-    )
     notes = [
         *(["shadow"] if one.shadow else []),
         *(["strict"] if one.durability == "strict" else []),
@@ -180,7 +178,7 @@ def _row(one: Limit) -> list[str]:
         one.unit,
         ",".join(one.dimensions) or "–",
         match,
-        algorithm,
+        algorithm_of(one),
         one.on_store_down,
         ", ".join(notes),
     ]

@@ -46,7 +46,7 @@ async def peek(state: State, request: Request) -> Answer:
     asked = await _read(state, request, CheckBody)
     cost = asked.costs()
     decision = await look(state.obs.rate_limiter, asked.asked(), asked.who(), tuple(cost) if isinstance(cost, dict) else ())
-    return Answer(decision, 200, _headers(decision))
+    return Answer(decision, 200, decision.headers())
 
 
 async def acquire(state: State, request: Request) -> Answer:
@@ -60,7 +60,7 @@ async def acquire(state: State, request: Request) -> Answer:
         decision = await _waited(state, request, asked, work)
     except RateLimitExceeded as error:
         return await _told(state, _refusal(error), status)
-    return Answer(decision, 200, _headers(decision))
+    return Answer(decision, 200, decision.headers())
 
 
 async def reserve(state: State, request: Request) -> Answer:
@@ -78,7 +78,7 @@ async def reserve(state: State, request: Request) -> Answer:
         told = await _told(state, _refusal(error), status)
         return told._replace(value=ReserveAnswer(False, told.value))
     answer = ReserveAnswer(True, held.decision, held.id if held.wanted else NOTHING, held.expires_at, held.fence)
-    return Answer(answer, 201, _headers(held.decision))
+    return Answer(answer, 201, held.decision.headers())
 
 
 async def settle(state: State, request: Request) -> Answer:
@@ -154,17 +154,12 @@ def _refusal(error: RateLimitExceeded) -> Decision:
     return error.decision
 
 
-def _headers(decision: Decision) -> dict[str, str]:
-    """Where no limit applied there is nothing to tell."""
-    return decision.headers() if decision.capacity or decision.parts else {}
-
-
 async def _told(state: State, decision: Decision, denied: int) -> Answer:
     if not decision.allowed:
         # Counted before it is told: an instance that is killed in the next moment takes no refusal with it.
         with contextlib.suppress(StoreError):
             await state.obs.metrics.commit()
-    return Answer(decision, 200 if decision.allowed else denied, _headers(decision))
+    return Answer(decision, 200 if decision.allowed else denied, decision.headers())
 
 
 async def _waited(

@@ -14,28 +14,13 @@ from observatory.errors import StoreMisconfigured, StoreUnavailable
 from observatory.store.address import address
 from observatory.store.cluster import slot_of, slot_of_key
 from observatory.store.journey import Journey
-from observatory.store.store import Store
 from tests.servers import free_port, wait_until
+from tests.store.conftest import Open
 from tests.store.load import ADD, Load, script, store_at
 from tests.topologies import Cluster, Member
 
-Open = Callable[..., Store]
 SPREAD = [f"k{{{number}}}" for number in range(12)]
 """Keys on all three masters."""
-
-
-@pytest.fixture
-async def at() -> AsyncIterator[Open]:
-    """Stores, closed at the end."""
-    stores: list[Store] = []
-
-    def open_(url: str, **more: float) -> Store:
-        stores.append(store_at(url, **more))
-        return stores[-1]
-
-    yield open_
-    for store in stores:
-        store.close()
 
 
 @pytest.fixture

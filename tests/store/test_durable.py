@@ -2,33 +2,17 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from observatory.errors import StoreUnavailable
 from observatory.store.cluster import slot_of_key
-from observatory.store.store import Store
 from tests.servers import Server, wait_until
-from tests.store.load import ADD, store_at
+from tests.store.conftest import Open
+from tests.store.load import ADD
 from tests.topologies import Cluster, Member, Sentinels
-
-Open = Callable[..., Store]
-
-
-@pytest.fixture
-async def at() -> AsyncIterator[Open]:
-    """Stores, closed at the end."""
-    stores: list[Store] = []
-
-    def open_(url: str, **more: float) -> Store:
-        stores.append(store_at(url, **more))
-        return stores[-1]
-
-    yield open_
-    for store in stores:
-        store.close()
 
 
 @contextmanager

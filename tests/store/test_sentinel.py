@@ -1,7 +1,6 @@
 """Sentinel: the primary is found, checked, and left when there is another."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -12,24 +11,9 @@ from observatory.store.sentinel import Primary
 from observatory.store.sentinel import Sentinels as SentinelsOf
 from observatory.store.store import Store
 from tests.servers import free_port, wait_until
-from tests.store.load import ADD, Load, store_at
+from tests.store.conftest import Open
+from tests.store.load import ADD, Load
 from tests.topologies import PRIMARY, Member, Sentinels
-
-Open = Callable[..., Store]
-
-
-@pytest.fixture
-async def at() -> AsyncIterator[Open]:
-    """Stores, closed at the end."""
-    stores: list[Store] = []
-
-    def open_(url: str, **more: float) -> Store:
-        stores.append(store_at(url, **more))
-        return stores[-1]
-
-    yield open_
-    for store in stores:
-        store.close()
 
 
 async def port_of(store: Store) -> int:

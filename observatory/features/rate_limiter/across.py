@@ -6,8 +6,8 @@ deadline; a refusal gives back what was taken; then all are settled, and only th
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
+from ...store.journey import heard
 from .desk import Answer, Desk, PartAnswer
 from .reservation import new_id
 from .wanted import Wanted
@@ -24,7 +24,7 @@ class Across:
 
     async def ask(self, verb: str, wanted: Sequence[Wanted], *, id: str = "", lease_us: int = 0) -> Answer:  # noqa: A002
         """All or nothing; the answer's parts are in the order of what was wanted."""
-        strict = any(one.policy.limit.durability == "strict" for one in wanted) and verb != "look"
+        strict = any(one.policy.strict for one in wanted) and verb != "look"
         if len(wanted) == 1 or not self._desk.store().is_cluster:
             return await self._alone(verb, wanted, id, lease_us, strict)
         slots: dict[str, list[int]] = {}
@@ -73,12 +73,7 @@ class Across:
             # What was held before under this id is an earlier caller's.
             for place in places if answer.status == 1 else ():
                 nothing = wanted[place].part._replace(cost=0, part=0)
-                self._desk.settle("settle", nothing, id=name).add_done_callback(_heard)
-
-
-def _heard(call: "asyncio.Future[Any]") -> None:
-    if not call.cancelled():
-        call.exception()
+                self._desk.settle("settle", nothing, id=name).add_done_callback(heard)
 
 
 def _joined(places: list[list[int]], answers: list[Answer]) -> Answer:
@@ -90,5 +85,4 @@ def _joined(places: list[list[int]], answers: list[Answer]) -> Answer:
         status,
         tuple(found[place] for place in sorted(found)),
         max(answer.now_us for answer in answers),
-        max(answer.fenced_at for answer in answers),
     )

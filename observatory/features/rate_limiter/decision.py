@@ -68,6 +68,11 @@ class Decision(msgspec.Struct, frozen=True):
         return self
 
 
+def verdict(decisions: list[Decision]) -> Decision:
+    """Of one limit its own answer, of several the one over all."""
+    return decisions[0] if len(decisions) == 1 else together(decisions)
+
+
 def together(decisions: list[Decision]) -> Decision:
     """One verdict over several limits: the binding one's, with all of them as its parts."""
     refusing = [one for one in decisions if not one.allowed]

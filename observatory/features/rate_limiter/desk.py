@@ -9,6 +9,7 @@ from ...clock import monotonic
 from ...errors import ObservatoryError, StoreError, StoreUnavailable
 from ...keys import Key, Keys
 from ...store.faults import fresh
+from ...store.journey import heard
 from ...store.store import Store
 from ...types import Clock
 from . import calls
@@ -43,7 +44,6 @@ class Answer(NamedTuple):
     status: int
     parts: tuple[PartAnswer, ...]
     now_us: int
-    fenced_at: int
 
 
 _CLOCKS = "the store's clock and ours do not agree on a calendar window"
@@ -237,7 +237,7 @@ class Desk:
         self._knows.add(fence)
         self.heard_at = monotonic()
         reply = call.result()
-        now_us, fenced_at, place = reply[0], reply[1], 2
+        now_us, place = reply[0], 2
         for future, request in batch.futures:
             status = reply[place]
             place += 1
@@ -247,8 +247,8 @@ class Desk:
             else:
                 ends = place + 5 * len(request.parts) if status >= 0 else place
                 parts = tuple([PartAnswer._make(reply[at : at + 5]) for at in range(place, ends, 5)])
-                place, answer = ends, Answer(status, parts, now_us, fenced_at)
-            self._tell(batch, future, request, answer, reply[0])
+                place, answer = ends, Answer(status, parts, now_us)
+            self._tell(batch, future, request, answer, now_us)
 
     def _tell(
         self, batch: _Batch, future: "asyncio.Future[Any]", request: _Request, answer: tuple[Any, ...], now_us: int
@@ -272,7 +272,7 @@ class Desk:
         """Held for a caller that has gone: back now, and not only at its deadline."""
         for part in request.parts:
             nothing = part._replace(cost=0, part=0)
-            self.settle("settle", nothing, id=request.id).add_done_callback(lambda call: call.cancelled() or call.exception())
+            self.settle("settle", nothing, id=request.id).add_done_callback(heard)
 
     def forget(self) -> None:
         """In a forked child: what was being asked was asked by its parent."""

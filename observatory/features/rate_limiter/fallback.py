@@ -15,8 +15,8 @@ from .wanted import Verdict, Wanted
 
 MOST_BUCKETS = 10_000
 """Identities that one process limits while the store is away; further ones are refused."""
-
-
+QUIET = 2.0
+"""Seconds without a failure, after which all of a cluster is taken to be back."""
 HEAD_START = 1.5
 """Seconds: what has grown since the store was last heard of is there at once, at most that of so long. Else a moment's stall
 would be answered with refusals."""
@@ -80,7 +80,7 @@ class Fallback:
         self._held: dict[Key, int] = {}
         """Slots that this process holds at the store: they are of its share too."""
         self._told: set[str] = set()
-        self._since = 0.0
+        self._since = self._failed_at = 0.0
         self._decided = 0
 
     @property
@@ -89,8 +89,8 @@ class Fallback:
 
     def decide(self, wanted: Sequence[Wanted], error: StoreUnavailable, *, take: bool) -> list[Verdict]:
         """A verdict for each, all or nothing. Raises the error when a limit is `closed`, or no share of it is known."""
-        if not self._since:
-            self._since = monotonic()
+        self._failed_at = monotonic()
+        self._since = self._since or self._failed_at
         waits: list[float | None] = []
         shares: list[_Share | None] = []
         for one in wanted:
@@ -147,18 +147,18 @@ class Fallback:
             INTERNAL.error("store away: limit %s is %s", policy.limit.name, how)
 
     def back(self, keys: Sequence[Key] | None) -> list[Owed]:
-        """The store answers again, for all or only for these: what has to be told to it."""
-        if keys is not None and not any(key in self._shares for key in keys):
-            return []
-        answered = self._shares if keys is None else {key: self._shares[key] for key in keys if key in self._shares}
-        self._shares = {} if keys is None else {key: one for key, one in self._shares.items() if key not in answered}
+        """The store answers again: what has to be told to it. keys: of a cluster it may be only their part that is back; all
+        of it is when nothing has failed for a while."""
+        whole = keys is None or monotonic() - self._failed_at > QUIET
+        answered = {key: one for key, one in self._shares.items() if whole or key in (keys or ())}
+        self._shares = {key: one for key, one in self._shares.items() if key not in answered}
         owed = [
             Owed(share.part._replace(cost=cost, part=part), share.id, share.spent)
             for share in answered.values()
             if share.spent and share.shape.kind != "c"
             for cost, part in [share.shape.time_of(share.spent)]
         ]
-        if self._shares:
+        if not whole:
             return owed
         if self._told:
             seconds = monotonic() - self._since

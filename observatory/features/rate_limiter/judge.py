@@ -9,7 +9,7 @@ from ...notes import note
 from ...types import Clock
 from . import wanted as wants
 from .across import Across
-from .decision import Decision, together
+from .decision import Decision, together, verdict
 from .desk import Answer, Desk
 from .fallback import Fallback
 from .lending import Lending
@@ -65,21 +65,28 @@ class Judge:
                 except StoreUnavailable:
                     spent = None
                 if spent is not None:
-                    return wants.decision(one, spent, by="lease")
+                    decision = wants.decision(one, spent, by="lease")
+                    self._notices.look(one, decision, self._desk.now_us())
+                    return decision
         asked_at = self._clock.monotonic()
         try:
             answer = await self._desk.ask(verb, (one.part,), strict=one.policy.strict and verb == "take")
         except StoreUnavailable as error:
-            (verdict,) = self.fallback.decide((one,), error, take=verb == "take")
-            return wants.decision(one, verdict, by="local")
+            (share,) = self.fallback.decide((one,), error, take=verb == "take")
+            return wants.decision(one, share, by="local")
         if self.fallback.is_active:
             self._merge((one,))
-        verdict = wants.told(one, answer.parts[0])
-        decision = wants.decision(one, verdict)
+        (decision,) = self.answered((one,), answer)
         if verb == "take" and not decision.allowed and not moved:
-            self.memory.keep(one, decision, self._policies.version, asked_at, plain=verdict.plain)
-        self._notices.look(one, decision, answer.now_us)
+            self.memory.keep(one, decision, self._policies.version, asked_at, plain=bool(answer.parts[0].plain))
         return decision
+
+    def answered(self, wanted: Sequence[Wanted], answer: Answer) -> list[Decision]:
+        """What the script said, as decisions; and what people should hear of is told."""
+        decisions = [wants.decision(one, wants.told(one, part)) for one, part in zip(wanted, answer.parts, strict=True)]
+        for one, decision in zip(wanted, decisions, strict=True):
+            self._notices.look(one, decision, answer.now_us)
+        return decisions
 
     async def _ask(self, verb: str, wanted: list[Wanted]) -> list[Decision]:
         """The script's answers. All or nothing, also over several slots of a Cluster."""
@@ -92,10 +99,7 @@ class Judge:
             return [wants.decision(one, verdict, by="local") for one, verdict in zip(wanted, verdicts, strict=True)]
         if self.fallback.is_active:
             self._merge(wanted)
-        decisions = [wants.decision(one, wants.told(one, part)) for one, part in zip(wanted, answer.parts, strict=True)]
-        for one, decision in zip(wanted, decisions, strict=True):
-            self._notices.look(one, decision, answer.now_us)
-        return decisions
+        return self.answered(wanted, answer)
 
     def count(self, decision: Decision) -> None:
         """Refusals that were told, also those of limits that only watch."""
@@ -121,11 +125,8 @@ class Judge:
             else:
                 if answer.status == -2:
                     raise ReservationLost("a reservation of this id was held, and has run out", context={"reservation": name})
-                decisions = [wants.decision(one, wants.told(one, part)) for one, part in zip(wanted, answer.parts, strict=True)]
-                for one, decision in zip(wanted, decisions, strict=True):
-                    self._notices.look(one, decision, answer.now_us)
-        decision = decisions[0] if len(decisions) == 1 else together(decisions)
-        return decision, answer
+                decisions = self.answered(wanted, answer)
+        return verdict(decisions), answer
 
     def _merge(self, answered: Sequence[Wanted]) -> None:
         """What was spent while the store was away becomes debt, once. Of a cluster a part may still be away."""

@@ -6,7 +6,6 @@ spends within the limit. The deadline is measured from before the asking, on a c
 
 import asyncio
 import contextlib
-from typing import NamedTuple
 
 from ...errors import StoreError
 from ...keys import Key
@@ -25,24 +24,24 @@ _SMALLEST = 8
 
 
 class _Loan:
-    """What this process has of one bucket. told: what an answer says beside what is left."""
+    """What this process has of one bucket. free, reset_after: what the bucket said when it lent."""
 
     __slots__ = (
         "asked",
         "borrowing",
-        "cost",
-        "debt",
         "ends_at",
+        "free",
         "left",
         "lending",
         "part",
         "pause_until",
+        "reset_after",
         "second",
         "shape",
         "size",
         "taken_us",
-        "told",
         "version",
+        "wanted",
     )
 
     def __init__(self) -> None:
@@ -55,17 +54,10 @@ class _Loan:
         self.lending = False
         self.taken_us = 0
         self.version = 0
-        self.told: tuple[Wanted, int, float] | None = None
-        self.debt = (0, 0)
+        self.wanted: Wanted | None = None
+        self.free, self.reset_after = 0, 0.0
         self.shape: Shape | None = None
         self.part: Part | None = None
-
-
-class Return(NamedTuple):
-    """What was not spent."""
-
-    part: Part
-    taken_us: int
 
 
 class Lending:
@@ -85,16 +77,15 @@ class Lending:
         if (
             loan is None
             or not 0 < cost <= loan.left
-            or loan.told is None
+            or loan.wanted is None
             or loan.version != self._policies.version
             or self._clock.monotonic() >= loan.ends_at
         ):
             return None
         loan.left -= cost
-        one, free, reset_after = loan.told
-        shape = one.shape
+        one, shape = loan.wanted, loan.wanted.shape
         return Decision(
-            *(True, limit, one.identity, shape.unit, cost, free + loan.left, shape.capacity, 0.0, reset_after),
+            *(True, limit, one.identity, shape.unit, cost, loan.free + loan.left, shape.capacity, 0.0, loan.reset_after),
             *(shape.amount, shape.period_us / 1e6, 0.0, False, "lease", (), 0.0),
         )
 
@@ -121,8 +112,7 @@ class Lending:
                 return None
         # Who has just borrowed is served, however late the answer came: his own cost was debited like any other.
         loan.left -= cost
-        left = wanted.shape.remaining(*loan.debt) + loan.left
-        return Verdict(True, left, 0.0, wanted.shape.reset_us(*loan.debt) / 1e6, plain=False)
+        return Verdict(True, loan.free + loan.left, 0.0, loan.reset_after, plain=False)
 
     def _is_hot(self, loan: _Loan, now: float) -> bool:
         loan.asked += 1
@@ -145,20 +135,20 @@ class Lending:
             part = Part(shape, wanted.key, *shape.time_of(loan.size))
             # What is left of the last loan lapses: it was debited, so nothing is admitted twice.
             loan.left = 0
-            strict = wanted.policy.limit.durability == "strict"
-            answer = await self._desk.ask("borrow", [part], lease_us=shape.lease_us, strict=strict)
+            answer = await self._desk.ask("borrow", [part], lease_us=shape.lease_us, strict=wanted.policy.strict)
             if answer.status != 1:
                 # Nearly empty, or others stand in line: for a while every call asks for itself.
                 loan.pause_until, loan.size = now + seconds / 4, _SMALLEST
                 return False
-            debt = answer.parts[0].debt, answer.parts[0].part
             loan.left, loan.ends_at, loan.taken_us = loan.size, now + seconds, answer.now_us
-            loan.shape, loan.part, loan.debt = shape, part, debt
+            debt = answer.parts[0].debt, answer.parts[0].part
+            loan.shape, loan.part = shape, part
+            loan.free, loan.reset_after = shape.remaining(*debt), shape.reset_us(*debt) / 1e6
             if loan.ends_at - self._clock.monotonic() < seconds / 2:
                 # The way there and back takes most of a lease: what is lent would lapse.
                 loan.pause_until = now + 10 * seconds
             if shape.unit != "usd" and wanted.policy.limit.leases is True:
-                loan.told = (wanted, shape.remaining(*debt), shape.reset_us(*debt) / 1e6)
+                loan.wanted = wanted
                 loan.version = self._policies.version
                 self._named[wanted.policy.limit.name, wanted.identity or None] = loan
             return True

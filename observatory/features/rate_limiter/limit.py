@@ -1,6 +1,6 @@
 """What a limit is: how much of a unit, per period, for whom, and what holds when things go wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -93,11 +93,14 @@ class Limit(_Positional, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def matches(self, given: Dimensions) -> bool:
         """Does it apply on its own to a call of these dimensions?"""
-        if self.match is None:
-            return False
-        if isinstance(self.match, str):
-            return True
-        return all(name in given and fnmatchcase(given[name], glob) for name, glob in self.match.items())
+        return self.match is not None and next(self.misfits(given), None) is None
+
+    def misfits(self, given: Dimensions) -> Iterator[tuple[str, str]]:
+        """The dimensions and globs of `match` that these do not fit."""
+        if isinstance(self.match, Mapping):
+            for name, glob in self.match.items():
+                if name not in given or not fnmatchcase(given[name], glob):
+                    yield name, glob
 
 
 def _check_sharing(limit: Limit, where: str) -> None:

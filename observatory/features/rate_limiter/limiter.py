@@ -48,7 +48,6 @@ class RateLimiter:
         owner: Callable[[], str] = lambda: "observatory",
         instances: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._clock = clock
         self._metrics = metrics
         self._policies = Policies(settings)
         self._desk = Desk(store, clock, replicas)
@@ -269,7 +268,7 @@ class RateLimiter:
                         id=reservation.hold,
                         held=(one.part.cost, one.part.part),
                         opened_us=reservation.opened_us,
-                        strict=one.policy.limit.durability == "strict",
+                        strict=one.policy.strict,
                     )
                     for one, used in zip(wanted, map(min, actual, most), strict=True)
                 ]

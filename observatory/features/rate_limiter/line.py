@@ -11,6 +11,7 @@ import msgspec
 from ...errors import InvalidArgument, ObservatoryError
 from ...keys import Key
 from ...logs import INTERNAL
+from ...store.journey import heard
 from .desk import Desk, Part
 from .shape import Shape
 
@@ -154,7 +155,7 @@ class Line:
         return min(max(self.eta, _SOONEST), LOOK_EVERY)
 
     def give_back(self, ticket: Ticket | None, name: str, now_us: int) -> None:
-        """What was granted to a caller that has gone."""
+        """What was granted to a caller that has gone. One that is lost costs its amount; a hold comes back at its deadline."""
         self._leaves = [left for left in self._leaves if not left.startswith(f"{name}|")]
         if ticket is None:
             return
@@ -164,12 +165,6 @@ class Line:
         else:
             whole = self._part._replace(cost=ticket.cost, part=ticket.part)
             self._desk.settle("return", whole, id=name, opened_us=now_us).add_done_callback(heard)
-
-
-def heard(call: "asyncio.Future[Any]") -> None:
-    """A give-back that is lost costs its own amount; a hold comes back at its deadline."""
-    if not call.cancelled():
-        call.exception()
 
 
 class Lines:

@@ -13,7 +13,7 @@ from ...names import LIMIT_ALERTS, LIMIT_CONFLICTS
 from ...store.store import Store
 from .decision import Decision
 from .limit import Policy
-from .shape import Shape
+from .shape import Shape, algorithm_of
 from .wanted import Wanted
 
 _REMEMBERED = 10_000
@@ -107,7 +107,7 @@ def _spelled(policy: Policy) -> str:
             "per": str(limit.per),
             "burst": str(limit.burst or limit.amount),
             "unit": limit.unit,
-            "algorithm": policy.shape.kind,
+            "algorithm": algorithm_of(limit),
             "by": limit.dimensions,
         }
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
@@ -249,8 +248,7 @@ class PendingReservation(Awaitable[Reservation]):
                     INTERNAL.warning("a reservation of %s was lost while it was open", held.decision.limit)
                 return
             except ObservatoryError:
-                with contextlib.suppress(ObservatoryError):
-                    await asyncio.sleep(held.lease / 12)
+                await asyncio.sleep(held.lease / 12)
 
 
 def by_unit(wanted: Sequence[Wanted], amounts: Sequence[int]) -> dict[Unit, int | Decimal]:

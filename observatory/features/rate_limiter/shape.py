@@ -118,6 +118,12 @@ class Shape(msgspec.Struct, frozen=True):
         )
 
 
+def algorithm_of(limit: Any) -> Any:
+    """What a `Limit` says, else what follows from its unit and period."""
+    calendar = isinstance(limit.per, str) and limit.per in CALENDAR
+    return limit.algorithm or ("concurrency" if limit.unit == "slots" else "fixed_window" if calendar else "token_bucket")
+
+
 def shape_of(limit: Any, *, amount: Any = None, burst: Any = None) -> Shape:
     """The shape of a `Limit`, or of it with other numbers. InvalidArgument names the limit and the field."""
     where, unit, per = f"limit {limit.name}", limit.unit, limit.per
@@ -126,7 +132,7 @@ def shape_of(limit: Any, *, amount: Any = None, burst: Any = None) -> Shape:
     total = units.units(units.parsed(amount, f"{where}: amount"), unit, f"{where}: amount")
     capacity = total if burst is None else units.units(units.parsed(burst, f"{where}: burst"), unit, f"{where}: burst")
     calendar = isinstance(per, str) and per in CALENDAR
-    algorithm = limit.algorithm or ("concurrency" if unit == "slots" else "fixed_window" if calendar else "token_bucket")
+    algorithm = algorithm_of(limit)
     if not isinstance(algorithm, str) or algorithm not in _MAKERS:
         raise InvalidArgument(f"{where}: algorithm must be one of {', '.join(_MAKERS)}, got {algorithm!r:.60}")
     if (algorithm == "concurrency") != (unit == "slots"):

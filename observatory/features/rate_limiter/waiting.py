@@ -6,17 +6,15 @@ from typing import Any
 import msgspec
 
 from ...errors import RateLimitExceeded, StoreUnavailable
+from ...store.journey import heard
 from ...types import Clock
-from . import wanted as wants
-from .decision import Decision, together
+from .decision import Decision, verdict
 from .desk import Answer, Desk, PartAnswer
 from .judge import Judge
-from .line import Granted, Lines, heard
+from .line import LOOK_EVERY, Granted, Lines
 from .reservation import new_id
 from .wanted import LimitRef, Wanted
 
-LOOK_EVERY = 0.25
-"""Seconds between looks while the store is away and nobody keeps a line."""
 MEANWHILE = 5.0
 """Seconds for which a limit whose turn has come is held while the others are asked."""
 
@@ -54,7 +52,8 @@ class Waiting:
             else:
                 answer, place = await self._try(one, left, place, wanted, hold, refused)
                 if answer is not None:
-                    return self._decided(wanted, answer, loop.time() - began), answer
+                    decision = verdict(self._judge.answered(wanted, answer))
+                    return msgspec.structs.replace(decision, waited=loop.time() - began), answer
             if hold is None:
                 decision = await self._judge.decide("take", wanted, limit)
                 answer = None
@@ -95,12 +94,6 @@ class Waiting:
         self._judge.count(refused)
         return RateLimitExceeded.of(refused)
 
-    @staticmethod
-    def _decided(wanted: list[Wanted], answer: Answer, waited: float) -> Decision:
-        decisions = [wants.decision(one, wants.told(one, part)) for one, part in zip(wanted, answer.parts, strict=True)]
-        decision = decisions[0] if len(decisions) == 1 else together(decisions)
-        return msgspec.structs.replace(decision, waited=waited)
-
     async def _turn(
         self, one: Wanted, left: float | None, place: Any, wanted: list[Wanted], hold: tuple[str, float] | None
     ) -> Any:
@@ -126,7 +119,7 @@ class Waiting:
         mine = PartAnswer(1, turn.debt, turn.part, 0, 0)
         others = [w for w in wanted if w is not one]
         if not others:
-            return Answer(1, (mine,), turn.now_us, 0)
+            return Answer(1, (mine,), turn.now_us)
         verb = "take" if hold is None else "hold"
         lease_us = 0 if hold is None else int(hold[1] * 1e6)
         try:
@@ -142,4 +135,4 @@ class Waiting:
         if answer.status < 1:
             return None
         rest = iter(answer.parts)
-        return Answer(1, tuple(mine if w is one else next(rest) for w in wanted), answer.now_us, answer.fenced_at)
+        return Answer(1, tuple(mine if w is one else next(rest) for w in wanted), answer.now_us)

@@ -4,7 +4,6 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from typing import Any
 
 import pytest
 
@@ -265,14 +264,6 @@ async def asks(obs: Observatory) -> int:
     """Scripts run by the server, without this one's beats and flushes (one a second each)."""
     said = (await obs.store.command("INFO", "commandstats")).decode()
     return int(said.split("cmdstat_zrange:calls=")[1].split(",")[0]) if "cmdstat_zrange:" in said else 0
-
-
-@pytest.fixture
-def scripts(server: Server) -> Any:
-    import redis
-
-    with redis.Redis.from_url(server.url) as client:
-        yield Scripts(client)
 
 
 def test_ahead_is_earmarked_for_who_is_ahead(scripts: Scripts) -> None:

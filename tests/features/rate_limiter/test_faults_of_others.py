@@ -3,20 +3,10 @@
 import asyncio
 from typing import Any
 
-import pytest
-import redis
-
 from observatory import Limit, Observatory
 from tests.features.rate_limiter.scripts import START_US, Scripts, shape
 
 SECOND = 1_000_000
-
-
-@pytest.fixture(params=["valkey", "redis"])
-def scripts(request: pytest.FixtureRequest, servers: Any) -> Any:
-    with redis.Redis.from_url(servers(request.param).url) as client:
-        yield Scripts(client)
-        client.flushall()
 
 
 def admitted(scripts: Scripts, limit: Any, key: str, now_us: int, tries: int, cost: int = 1) -> int:

@@ -3,10 +3,7 @@
 import asyncio
 import time
 from fractions import Fraction
-from typing import Any
 
-import pytest
-import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,12 +13,6 @@ from tests.features.rate_limiter.scripts import START_US, Scripts, shape
 from tests.servers import Server
 
 HOT = Limit("hot", 5000, per=1, burst=5000, leases=True)
-
-
-@pytest.fixture
-def scripts(server: Server) -> Any:
-    with redis.Redis.from_url(server.url) as client:
-        yield Scripts(client)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

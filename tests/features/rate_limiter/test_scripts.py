@@ -2,10 +2,7 @@
 
 from fractions import Fraction
 from math import ceil, floor
-from typing import Any
 
-import pytest
-import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,13 +12,6 @@ from tests.features.rate_limiter.scripts import START_US, Scripts, shape
 
 relaxed = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SECOND = 1_000_000
-
-
-@pytest.fixture(params=["valkey", "redis"])
-def scripts(request: pytest.FixtureRequest, servers: Any) -> Any:
-    with redis.Redis.from_url(servers(request.param).url) as client:
-        yield Scripts(client)
-        client.flushall()
 
 
 class Bucket:
