@@ -10,8 +10,10 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 from opentelemetry.trace import Span
 
 from . import dimensions
+from .background import Job
 from .clock import ServerClock
-from .errors import NotOpen, ObservatoryError, StoreUnavailable
+from .duties import ROLL_UP_EVERY, duty
+from .errors import NotOpen, ObservatoryError
 from .features.cache import Cache, CacheSpace
 from .features.events import Events
 from .features.leases import Leases
@@ -55,7 +57,9 @@ class Observatory:
         self._given = {"service_name": service_name, "redis_url": redis_url, "namespace": namespace}
         self._fixed = settings
         self._clock: Clock = clock or ServerClock()
-        self._lifetime = Lifetime(role, flush=self._last_flush, flush_regularly=self._flush_regularly, forget=self._forget)
+        self._lifetime = Lifetime(
+            role, flush=self._last_flush, flush_regularly=self._flush_regularly, forget=self._forget, duties=self._duties
+        )
 
     # the rooms, made when first used
     @room
@@ -188,6 +192,9 @@ class Observatory:
     async def _flush_regularly(self) -> None:
         await asyncio.gather(self.events.flush(), self.metrics.flush_regularly())
 
+    def _duties(self) -> tuple[Job, ...]:
+        return (duty("rollup", ROLL_UP_EVERY, self.leases.acquire, self.metrics.compact),)
+
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
         for name in ("metrics", "events", "tracing", "rate_limiter"):
@@ -198,21 +205,7 @@ class Observatory:
 
     async def ready(self, *, timeout: float = 5.0) -> None:
         """StoreUnavailable when Redis does not answer in time."""
-        store, presence = self.store, self._lifetime.presence
-        deadline = asyncio.get_running_loop().time() + timeout
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await store.ping()
-                    if not store.joined and presence is not None:
-                        await presence.beat()
-                    return
-            except TimeoutError:
-                raise StoreUnavailable(f"the store did not answer within {timeout:g} s") from None
-            except StoreUnavailable:
-                if asyncio.get_running_loop().time() + 0.1 >= deadline:
-                    raise
-                await asyncio.sleep(0.1)
+        await self._lifetime.ready(timeout)
 
     async def health(self) -> Health:
         """How this process is: ok, degraded (something to look at), down (the store does not answer)."""

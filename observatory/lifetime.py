@@ -32,7 +32,7 @@ class Lifetime:
     """What is there between opening and closing. Rooms ask it for the store; nobody else holds one.
 
     flush: deliver all that was recorded, for the last time. flush_regularly: what is due, as the background does it.
-    forget: drop what a forked child must not share with its parent.
+    forget: drop what a forked child must not share with its parent. duties: what else the background does.
     """
 
     def __init__(
@@ -42,11 +42,13 @@ class Lifetime:
         flush: Callable[[], Awaitable[None]],
         flush_regularly: Callable[[], Awaitable[None]],
         forget: Callable[[], None],
+        duties: Callable[[], tuple[Job, ...]],
     ) -> None:
         self._role = role
         self._flush = flush
         self._flush_regularly = flush_regularly
         self._forget = forget
+        self._duties = duties
         self.identity = _new_identity()
         self._reset()
         _alive.add(self)
@@ -139,6 +141,7 @@ class Lifetime:
                 (
                     Job("beat", BEAT_EVERY, self._beat),
                     Job("flush", settings.metrics.flush_every, self._flush_regularly),
+                    *self._duties(),
                 )
             )
             await self._meet(store, self.presence, settings)
@@ -192,6 +195,24 @@ class Lifetime:
             connect_timeout=redis.connect_timeout,
             socket_timeout=redis.socket_timeout,
         )
+
+    async def ready(self, timeout: float) -> None:
+        """StoreUnavailable when the store does not answer in time."""
+        store, presence = self.store(), self.presence
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await store.ping()
+                    if not store.joined and presence is not None:
+                        await presence.beat()
+                    return
+            except TimeoutError:
+                raise StoreUnavailable(f"the store did not answer within {timeout:g} s") from None
+            except StoreUnavailable:
+                if asyncio.get_running_loop().time() + 0.1 >= deadline:
+                    raise
+                await asyncio.sleep(0.1)
 
     # closing
     async def aclose(self) -> None:

@@ -44,6 +44,7 @@ LIMIT_ALERTS: Final = "observatory_limit_alerts_total"
 LIMIT_CONFLICTS: Final = "observatory_limit_conflicts_total"
 BATCHES_LOST: Final = "observatory_batches_lost_total"
 ADDITIONS_REFUSED: Final = "observatory_additions_refused_total"
+ADDITIONS_LATE: Final = "observatory_additions_late_total"
 IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
 
@@ -68,6 +69,7 @@ OURS: Final[dict[str, Definition]] = {
     LIMIT_CONFLICTS: Definition("counter", "", "Names that mean two limits in one fleet, by limit"),
     BATCHES_LOST: Definition("counter", "", "Batches that could not be delivered, by feature"),
     ADDITIONS_REFUSED: Definition("counter", "", "Additions that the store refused: overflow, a foreign key, another kind"),
+    ADDITIONS_LATE: Definition("counter", "", "Additions that reached the totals alone: their window was more than a day ago"),
     IDS_FORGOTTEN: Definition("counter", "", "Ids of events forgotten before their time, since too many came"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
 }

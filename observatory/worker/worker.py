@@ -118,10 +118,9 @@ class Worker:
         meaning = Meaning(settings.dimensions, store.server_us() or 0, settings.max_series)
         meaning.read(entries)
         offset = self._offsets[partition]
-        done, stands_at, refused = await apply(store.bulk(), partition, offset, entries, meaning)
+        done, stands_at, unusual = await apply(store.bulk(), partition, offset, entries, meaning)
         if done:
             self.applied += meaning.applied
-        if refused:
-            self._obs.metrics.count_refused(refused, "worker")
+        self._obs.metrics.count_unusual("worker", *unusual)
         # Not done: either another worker was here, or the reply of our own last call was lost. Go on where it stands.
         self._offsets[partition] = stands_at

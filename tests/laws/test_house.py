@@ -29,6 +29,7 @@ FLOORS = {
     "features": 3,
     "llm": 4,
     "lifetime": 4,
+    "duties": 4,
     "client": 5,
     "overview": 5.5,
     "asgi": 5.5,  # a door in somebody else's application; the service's own is made of the same wood

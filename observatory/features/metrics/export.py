@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ...names import OURS, Definition
 from ...store.store import Store
 from . import read, series
-from .read import Table
+from .blocks import Table
 
 _FIRST, _LAST = -10 * 2, 9 * 2
 """Exported buckets: two per doubling from 2^-10 (1 ms) to 2^9 (512 s). Ours are finer and fall into them without error."""
