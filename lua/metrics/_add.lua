@@ -12,25 +12,21 @@ local function kind_of(definition)
   return string.match(definition, '"kind":"(%a+)"')
 end
 
--- The new sum; nil when the store refused it: one that cannot be added must not take the others with it, a script is not rolled back.
-local function plus(key, field, number)
-  local sum = redis.pcall('HINCRBY', key, field, number)
-  return type(sum) == 'number' and sum or nil
+-- The new sum, or a table when the store refuses it: one that cannot be added must not take the others with it, since a script is not
+-- rolled back.
+local function add(key, field, number)
+  return redis.pcall('HINCRBY', key, field, number)
 end
 
--- Whether a series, of which one field is new, may stand by itself: it is known by another field, or there is room for one more.
-local function may_stand(kind, metric, total, sizes, field, text, max_series)
+-- Whether another field says that a series, of which this one is new, is known already.
+local function is_known(kind, total, field, text)
   for _, part in ipairs(IDENTIFYING[kind] or {}) do
     local other = string.format('%s|%s', part, text)
     if other ~= field and redis.call('HEXISTS', total, other) == 1 then
       return true
     end
   end
-  if text ~= OVERFLOW and tonumber(redis.call('HGET', sizes, metric) or 0) >= max_series then
-    return false
-  end
-  redis.call('HINCRBY', sizes, metric, 1)
-  return true
+  return false
 end
 
 local function widen(window_key, field, value)
@@ -62,40 +58,56 @@ local function add_groups(target, at, names, sizes, open, now_us, max_series)
       of_one_kind = not known or known == kind
     end
     local in_reach = window > present - REACH_BACK and window <= present + REACH_AHEAD
-    local verdicts, moved = {}, 0
-    for i = at, at + 2 * pairs_left - 1, 2 do
-      local field, number = ARGV[i], ARGV[i + 1]
-      local sum = nil
-      if of_one_kind and kind ~= 'gauge' then
-        sum = plus(total, field, number)
+    local verdicts, size, moved, last = {}, nil, 0, at + 2 * pairs_left - 1
+    if not of_one_kind then
+      refused = refused + pairs_left
+    elseif kind == 'gauge' then
+      for i = at, in_reach and last or 0, 2 do
+        local field, value = ARGV[i], ARGV[i + 1]
+        if string.sub(field, 1, 2) == 'v|' then
+          widen(window_key, field, value)
+        elseif type(add(window_key, field, value)) ~= 'number' then
+          refused = refused + 1
+        end
+      end
+    else
+      for i = at, last, 2 do
+        local field, number = ARGV[i], ARGV[i + 1]
+        local sum = add(total, field, number)
         if sum == tonumber(number) then
           local part, text = string.match(field, '^(.-)|(.*)$')
           if verdicts[text] == nil then
-            verdicts[text] = may_stand(kind, metric, total, sizes, field, text, max_series)
+            verdicts[text] = is_known(kind, total, field, text)
+            if not verdicts[text] then
+              size = size or tonumber(redis.call('HGET', sizes, metric) or 0)
+              if text == OVERFLOW or size < max_series then
+                size, verdicts[text] = size + 1, true
+              end
+            end
           end
           if not verdicts[text] then
             redis.call('HDEL', total, field)
             field, moved = string.format('%s|%s', part, OVERFLOW), moved + 1
-            plus(total, field, number)
+            sum = add(total, field, number)
           end
         end
-      end
-      if not of_one_kind or kind ~= 'gauge' and not sum then
-        refused = refused + 1
-      elseif not in_reach then
-        misplaced = misplaced + 1
-      elseif string.sub(field, 1, 2) == 'v|' then
-        widen(window_key, field, number)
-      elseif not plus(window_key, field, number) then
-        refused = refused + 1
+        if type(sum) ~= 'number' or in_reach and type(add(window_key, field, number)) ~= 'number' then
+          refused = refused + 1
+        end
       end
     end
+    if of_one_kind and not in_reach then
+      misplaced = misplaced + pairs_left
+    end
     at = at + 2 * pairs_left
+    if size then
+      redis.call('HSET', sizes, metric, string.format('%.0f', size))
+    end
     if moved > 0 then
       folded[#folded + 1] = metric
       folded[#folded + 1] = moved
     end
-    if in_reach and of_one_kind and plus(window_key, '#', 1) then
+    if in_reach and of_one_kind and type(add(window_key, '#', 1)) == 'number' then
       redis.call('PEXPIRE', window_key, KEEP_OPEN_MS)
       redis.call('ZADD', open, window, string.format('%.0f:%s', window, metric))
       redis.call('PEXPIRE', open, KEEP_OPEN_MS)

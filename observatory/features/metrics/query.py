@@ -220,8 +220,8 @@ async def ask(
     if definition.kind == "gauge" and step is None:
         found = _of_gauges(gauges.get(metric, {}), stat, by, groups)
     else:
-        told = await read.rows(store, metric, definition.kind, span)
-        found = _of_rows(told, definition.kind, number, by, groups, span)
+        rows = await read.rows(store, metric, definition.kind, span)
+        found = _of_rows(rows, definition.kind, number, by, groups, span)
     ordered = sorted(found, key=lambda one: (-(one.value or 0.0), tuple(one.labels.items())))
     return Result(
         metric=metric,
@@ -246,7 +246,7 @@ async def _definition(store: Store, metric: str, gauges: Mapping[str, object]) -
 
 
 def _of_rows(
-    told: Iterable[tuple[int, Rows]],
+    rows: Iterable[tuple[int, Rows]],
     kind: Kind,
     number: Callable[[Any, float], float | None],
     by: Sequence[str],
@@ -255,7 +255,7 @@ def _of_rows(
 ) -> Iterable[Series]:
     make = Sampled if kind == "gauge" else Value
     steps: dict[int, dict[tuple[str, ...], Any]] = {}
-    for start_us, found in told:
+    for start_us, found in rows:
         into = steps.setdefault(span.step_at(start_us), {})
         for text, row in found.items():
             group = groups.of(text)
@@ -264,13 +264,14 @@ def _of_rows(
                 if value is None:
                     value = into[group] = make()
                 value.take(row)
+    ordered = [(units.moment(at), span.covered(at), table) for at, table in sorted(steps.items())]
     for group in sorted({group for table in steps.values() for group in table}) or ([] if by else [()]):
         labels = {name: value for name, value in zip(by, group, strict=True) if value}
-        answers = [(at, number(table[group], span.covered(at))) for at, table in sorted(steps.items()) if group in table]
+        told = [(moment, number(table[group], seconds)) for moment, seconds, table in ordered if group in table]
         if span.step_us is None:
-            yield Series(labels, answers[0][1] if answers else None)
+            yield Series(labels, told[0][1] if told else None)
         else:
-            yield Series(labels, None, tuple(Point(units.moment(at), value) for at, value in answers if value is not None))
+            yield Series(labels, None, tuple(Point(moment, value) for moment, value in told if value is not None))
 
 
 def _of_gauges(found: dict[str, list[float]], stat: str, by: Sequence[str], groups: _Groups) -> Iterable[Series]:
