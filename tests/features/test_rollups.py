@@ -210,7 +210,8 @@ async def test_an_hour_is_not_made_of_minutes_that_have_changed(obs: Observatory
         await obs.metrics._outbox.deliver()
 
     await late()
-    real, meddled = read.hash_pages, []
+    real = read.hash_pages
+    meddled: list[str] = []
 
     async def pages(store: Any, key: Any, page: int = read.PAGE) -> list[tuple[bytes, bytes]]:
         found = await real(store, key, page)
