@@ -95,7 +95,7 @@ async def ready(state: State, request: Request) -> Answer:
 
 _QUERY = (
     ("metric", "name of the metric"),
-    ("stat", "total, rate; count, sum, avg, p50 … p99.9; sum, avg, min, max of gauges"),
+    ("stat", "total, rate; count, sum, avg, p50 … p99.9; sum, avg, min, max, last of gauges"),
     ("by", "labels to group by, separated by commas"),
     ("where", 'PromQL matchers: model=~"gpt-.*",tenant!="acme"'),
     ("since", 'RFC 3339, a date, or an age such as "1h"'),

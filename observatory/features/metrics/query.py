@@ -48,7 +48,8 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The answer to a query. since, until: what it covers, whole windows of 10 s around what was asked, up to now."""
+    """The answer to a query. since, until: what it covers, whole windows around what was asked, up to now. step: seconds
+    between points; None: one value per series."""
 
     metric: str
     stat: str
@@ -56,6 +57,7 @@ class Result(msgspec.Struct, frozen=True):
     since: datetime
     until: datetime
     series: tuple[Series, ...]
+    step: float | None = None
     truncated: bool = False
 
     @property
@@ -222,7 +224,7 @@ async def ask(
     else:
         rows = await read.rows(store, metric, definition.kind, span)
         found = _of_rows(rows, definition.kind, number, by, groups, span)
-    ordered = sorted(found, key=lambda one: (-(one.value or 0.0), tuple(one.labels.items())))
+    ordered = sorted(found, key=lambda one: (-_size(one), tuple(one.labels.items())))
     return Result(
         metric=metric,
         stat=stat,
@@ -230,8 +232,16 @@ async def ask(
         since=units.moment(span.since_us),
         until=units.moment(span.until_us),
         series=tuple(ordered[:top]),
+        step=None if span.step_us is None else span.step_us / 1e6,
         truncated=top is not None and len(ordered) > top,
     )
+
+
+def _size(one: Series) -> float:
+    """What the largest are found by: the value, or the mean of the points."""
+    if one.points:
+        return sum(point.value for point in one.points) / len(one.points)
+    return one.value or 0.0
 
 
 async def _definition(store: Store, metric: str, gauges: Mapping[str, object]) -> Definition:
