@@ -17,6 +17,7 @@ from observatory.features.metrics.wire import Batch
 from observatory.keys import PERMANENT, WINDOW_US
 from observatory.names import Definition
 from tests.conftest import Open
+from tests.topologies import Cluster
 
 COUNTER, SECONDS, DEPTH = "test_things_total", "test_wait_seconds", "test_depth"
 KINDS: dict[str, Any] = {COUNTER: Definition("counter"), SECONDS: Definition("histogram"), DEPTH: Definition("gauge")}
@@ -331,3 +332,18 @@ async def test_spoilt_blocks_are_passed_over(obs: Observatory) -> None:
                 await obs.store.command("HSET", key, minute, b"z\x00nonsense")
     expected = sum(told.of(told.counts, now - 30, now))
     assert (await obs.metrics.query(COUNTER, since=_moment(now - 90), step=60)).series[0].points[-1].value == expected
+
+
+async def test_on_a_cluster(cluster: Cluster, opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen partitions on three primaries: rolled up where they are, asked as one."""
+    monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "16")
+    several = [await opening(redis_url=cluster.url) for _ in range(5)]
+    told = Told(11)
+    now = time.time_ns() // 1000 // WINDOW_US
+    for obs in several:
+        await write(obs, told, told.dice.choices(range(now - 8600, now), k=60))
+    assert len({obs._lifetime.partition() for obs in several}) > 1
+    for _ in range(2):
+        for step in (None, 6, 360):
+            await agree(several[0], told, now - 8600 if step != 6 else now - 5000, now, step)
+        await asyncio.gather(*(obs.metrics.compact() for obs in several))
