@@ -29,16 +29,22 @@ local function is_known(kind, total, field, text)
   return false
 end
 
+-- Keeps the lowest and the highest; false when the store refused.
 local function widen(window_key, field, value)
   local text = string.sub(field, 3)
   local low, high = string.format('l|%s', text), string.format('h|%s', text)
-  local known_low, known_high = redis.call('HGET', window_key, low), redis.call('HGET', window_key, high)
+  local known_low = redis.pcall('HGET', window_key, low)
+  if type(known_low) == 'table' then
+    return false
+  end
+  local known_high = redis.call('HGET', window_key, high)
   if not known_low or tonumber(value) < tonumber(known_low) then
     redis.call('HSET', window_key, low, value)
   end
   if not known_high or tonumber(value) > tonumber(known_high) then
     redis.call('HSET', window_key, high, value)
   end
+  return true
 end
 
 -- Adds the groups whose targets begin at KEYS[target] and whose numbers begin at ARGV[at]. Returns how many additions the store
@@ -64,11 +70,13 @@ local function add_groups(target, at, names, sizes, open, now_us, max_series)
     elseif kind == 'gauge' then
       for i = at, in_reach and last or 0, 2 do
         local field, value = ARGV[i], ARGV[i + 1]
+        local taken
         if string.sub(field, 1, 2) == 'v|' then
-          widen(window_key, field, value)
-        elseif type(add(window_key, field, value)) ~= 'number' then
-          refused = refused + 1
+          taken = widen(window_key, field, value)
+        else
+          taken = type(add(window_key, field, value)) == 'number'
         end
+        refused = refused + (taken and 0 or 1)
       end
     else
       for i = at, last, 2 do

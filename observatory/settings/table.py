@@ -96,7 +96,7 @@ class MetricsSettings(Section, frozen=True):
     flush_every: Annotated[float, Row("seconds", "what a SIGKILL may lose", "s", least=0.01, most=3600)] = 1.0
     dimensions: Annotated[tuple[str, ...], Row("names", "bound dimensions that become labels, beside provider and model")] = ()
     max_series: Annotated[
-        int, Row("count", "series of a metric, in a process and in the fleet; the rest fold into one and are counted", least=1, most=1_000_000)
+        int, Row("count", "series of a metric, in a process and in the fleet; the rest share one", least=1, most=1_000_000)
     ] = 2000
 
 

@@ -334,6 +334,24 @@ async def test_spoilt_blocks_are_passed_over(obs: Observatory) -> None:
     assert (await obs.metrics.query(COUNTER, since=_moment(now - 90), step=60)).series[0].points[-1].value == expected
 
 
+async def test_spoilt_keys_cost_their_own_window(obs: Observatory) -> None:
+    """A key of another type where a window or a block should be: the others are written, rolled up and read."""
+    store, keys, partition = obs.store, obs.store.keys, obs._lifetime.partition()
+    now = time.time_ns() // 1000 // WINDOW_US
+    minute_us = (now - 100) * WINDOW_US
+    await store.command("SET", keys.metric_window(partition, now - 30, COUNTER), "no hash", "EX", 60)
+    await store.command("SET", keys.metric_window(partition, now - 30, DEPTH), "no hash", "EX", 60)
+    await store.command("SET", keys.metric_blocks(partition, MINUTE.name, minute_us // MINUTE.hash_us, SECONDS), "x", "EX", 60)
+    told = Told(5)
+    await write(obs, told, [*[now - 30] * 6, *[now - 50] * 6, *[now - 100] * 6])
+    await obs.metrics.compact()
+    found = await obs.metrics.query(COUNTER, since=_moment(now - 54), until=_moment(now - 42))
+    assert found.value == sum(told.of(told.counts, now - 54, now - 42)) > 0
+    assert (await obs.metrics.query("observatory_additions_refused_total")).value is None
+    await obs.flush()
+    assert (await obs.metrics.query("observatory_additions_refused_total")).value
+
+
 async def test_on_a_cluster(cluster: Cluster, opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen partitions on three primaries: rolled up where they are, asked as one."""
     monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "16")

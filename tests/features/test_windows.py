@@ -40,8 +40,8 @@ async def following(obs: Observatory, hands: list[float], monkeypatch: pytest.Mo
 
 async def by_window(obs: Observatory, since_us: int, until_us: int) -> dict[int, int]:
     """The counter's number in each 10 s window that has any."""
-    rows = await read.rows(obs.store, COUNTER, "counter", Span(since_us, until_us, WINDOW_US))
-    return {start_us: table[""][0] for start_us, table in rows if table}
+    found = await read.found(obs.store, COUNTER, "counter", Span(since_us, until_us, WINDOW_US))
+    return {start_us: table[""][0] for one in found for start_us, table in one.tables() if table}
 
 
 async def test_what_waits_for_the_store_counts_when_it_was_recorded(

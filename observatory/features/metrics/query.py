@@ -1,9 +1,12 @@
 """One question, one answer: a metric, a statistic, labels to group by, matchers, a span of time."""
 
+import asyncio
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -16,7 +19,8 @@ from ...names import Definition, Kind
 from ...store.store import Store
 from ...types import Duration, Moment
 from . import read, series
-from .blocks import Rows, Sampled, Value
+from .blocks import Sampled, Value
+from .read import Found
 from .span import Span
 
 STATS = {
@@ -24,6 +28,8 @@ STATS = {
     "gauge": ("sum", "avg", "min", "max", "last"),
     "histogram": ("count", "sum", "avg", "rate", "p50", "p95", "p99", "p99.9"),
 }
+AT_ONCE = 128 * 1024
+"""Bytes of blocks that are read on the loop; more, and a thread does it."""
 _QUANTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,4})?|100)")
 _MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
 
@@ -222,8 +228,11 @@ async def ask(
     if definition.kind == "gauge" and step is None:
         found = _of_gauges(gauges.get(metric, {}), stat, by, groups)
     else:
-        rows = await read.rows(store, metric, definition.kind, span)
-        found = _of_rows(rows, definition.kind, number, by, groups, span)
+        told = await read.found(store, metric, definition.kind, span)
+        compute = partial(_of_windows, told, definition.kind, number, by, groups, span)
+        # Millions of numbers must not keep the loop from its other work.
+        large = sum(len(one.block) for one in told) > AT_ONCE
+        found = await asyncio.to_thread(compute) if large else compute()
     ordered = sorted(found, key=lambda one: (-_size(one), tuple(one.labels.items())))
     return Result(
         metric=metric,
@@ -255,17 +264,17 @@ async def _definition(store: Store, metric: str, gauges: Mapping[str, object]) -
     return definition
 
 
-def _of_rows(
-    rows: Iterable[tuple[int, Rows]],
+def _of_windows(
+    told: Iterable[Found],
     kind: Kind,
     number: Callable[[Any, float], float | None],
     by: Sequence[str],
     groups: _Groups,
     span: Span,
-) -> Iterable[Series]:
+) -> list[Series]:
     make = Sampled if kind == "gauge" else Value
     steps: dict[int, dict[tuple[str, ...], Any]] = {}
-    for start_us, found in rows:
+    for start_us, found in chain.from_iterable(one.tables() for one in told):
         into = steps.setdefault(span.step_at(start_us), {})
         for text, row in found.items():
             group = groups.of(text)
@@ -275,13 +284,15 @@ def _of_rows(
                     value = into[group] = make()
                 value.take(row)
     ordered = [(units.moment(at), span.covered(at), table) for at, table in sorted(steps.items())]
+    answers = []
     for group in sorted({group for table in steps.values() for group in table}) or ([] if by else [()]):
         labels = {name: value for name, value in zip(by, group, strict=True) if value}
-        told = [(moment, number(table[group], seconds)) for moment, seconds, table in ordered if group in table]
+        values = [(moment, number(table[group], seconds)) for moment, seconds, table in ordered if group in table]
         if span.step_us is None:
-            yield Series(labels, told[0][1] if told else None)
+            answers.append(Series(labels, values[0][1] if values else None))
         else:
-            yield Series(labels, None, tuple(Point(moment, value) for moment, value in told if value is not None))
+            answers.append(Series(labels, None, tuple(Point(moment, value) for moment, value in values if value is not None)))
+    return answers
 
 
 def _of_gauges(found: dict[str, list[float]], stat: str, by: Sequence[str], groups: _Groups) -> Iterable[Series]:

@@ -1,7 +1,8 @@
 """Reading back what the fleet has written, over all partitions, in bounded pages."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -72,21 +73,23 @@ async def totals(store: Store, metrics: list[str]) -> dict[str, Table]:
     return tables
 
 
-class Window(NamedTuple):
-    """An open window as it was read. times: how often it had been added to."""
+class Raw(NamedTuple):
+    """An open window as it was read. times: how often it had been added to before."""
 
     window: int
     times: bytes
-    table: dict[str, Any]
+    fields: list[tuple[bytes, bytes]]
+
+    def table(self, kind: Kind) -> dict[str, Any]:
+        """Its series."""
+        return dict(blocks.samples(self.fields, self.window) if kind == "gauge" else blocks.fields(self.fields))
 
 
-async def window(store: Store, partition: int, number: int, metric: str, kind: Kind) -> Window:
-    """One open window of one partition. `times` is what it was before the rest was read."""
+async def raw_window(store: Store, partition: int, number: int, metric: str) -> Raw:
+    """One open window of one partition."""
     key = store.keys.metric_window(partition, number, metric)
     times = await store.bulk().command("HGET", key, "#")
-    fields = await hash_pages(store, key)
-    table: dict[str, Any] = blocks.samples(fields, number) if kind == "gauge" else blocks.fields(fields)
-    return Window(number, times or b"", table)
+    return Raw(number, times or b"", await hash_pages(store, key))
 
 
 async def token(store: Store, partition: int, metric: str) -> bytes:
@@ -114,8 +117,28 @@ async def gauges(store: Store) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-async def rows(store: Store, metric: str, kind: Kind, span: Span) -> list[tuple[int, Rows]]:
-    """What all partitions know of a span: rows by the start of their window. An addition stands in exactly one of them.
+class Found(NamedTuple):
+    """A block as it was read, and which of its windows were asked for; or the rows of an open window."""
+
+    starts: list[int]
+    block: bytes = b""
+    fine: bool = False
+    rows: Rows | None = None
+
+    def tables(self) -> Iterator[tuple[int, Rows]]:
+        """Rows, by the start of their window."""
+        if self.rows is not None:
+            yield self.starts[0], self.rows
+        elif self.fine:
+            windows = blocks.decoded_fine(self.block)
+            for start_us in self.starts:
+                yield start_us, windows.get(start_us // FINE.window_us % FINE_PER_MINUTE, {})
+        else:
+            yield self.starts[0], blocks.decoded(self.block)
+
+
+async def found(store: Store, metric: str, kind: Kind, span: Span) -> list[Found]:
+    """What all partitions know of a span. An addition stands in exactly one of these.
 
     StoreUnavailable when blocks change faster than they can be read (after days without anybody to make them).
     """
@@ -123,9 +146,9 @@ async def rows(store: Store, metric: str, kind: Kind, span: Span) -> list[tuple[
     for _ in range(TRIES):
         before = await asyncio.gather(*(token(store, partition, metric) for partition in partitions))
         pieces = await _whole(store, metric, span)
-        found = await asyncio.gather(*(_of_partition(store, partition, metric, kind, span, pieces) for partition in partitions))
+        told = await asyncio.gather(*(_of_partition(store, partition, metric, kind, span, pieces) for partition in partitions))
         if await asyncio.gather(*(token(store, partition, metric) for partition in partitions)) == before:
-            return [told for partition in found for told in partition]
+            return list(chain.from_iterable(told))
         await asyncio.sleep(0.05)
     raise StoreUnavailable(f"the windows of {metric} are being rolled up", remedy="Ask again in a few seconds")
 
@@ -151,19 +174,17 @@ async def _whole(store: Store, metric: str, span: Span) -> list[Piece]:
     return whole
 
 
-async def _of_partition(
-    store: Store, partition: int, metric: str, kind: Kind, span: Span, pieces: list[Piece]
-) -> list[tuple[int, Rows]]:
+async def _of_partition(store: Store, partition: int, metric: str, kind: Kind, span: Span, pieces: list[Piece]) -> list[Found]:
     first, last = span.since_us // FINE.window_us, -(-span.until_us // FINE.window_us)
-    found, windows = await asyncio.gather(
+    closed, windows = await asyncio.gather(
         _blocks(store, partition, metric, pieces), open_windows(store, partition, metric, first, last)
     )
-    still_open = await asyncio.gather(*(window(store, partition, number, metric, kind) for number in windows))
-    return [*found, *((one.window * FINE.window_us, blocks.rows(one.table)) for one in still_open)]
+    still_open = await asyncio.gather(*(raw_window(store, partition, number, metric) for number in windows))
+    return [*closed, *(Found([one.window * FINE.window_us], rows=blocks.rows(one.table(kind))) for one in still_open)]
 
 
-async def _blocks(store: Store, partition: int, metric: str, pieces: list[Piece]) -> list[tuple[int, Rows]]:
-    """Every window of these that has a block, by its start."""
+async def _blocks(store: Store, partition: int, metric: str, pieces: list[Piece]) -> list[Found]:
+    """Every block that these windows are in."""
     hashes: dict[tuple[Level, int], dict[int, list[int]]] = {}
     for level, start_us in pieces:
         field_us = MINUTE.window_us if level is FINE else level.window_us
@@ -180,14 +201,9 @@ async def _blocks(store: Store, partition: int, metric: str, pieces: list[Piece]
             for level, index, _, part in asked
         )
     )
-    found: list[tuple[int, Rows]] = []
-    for (level, _, fields, part), answer in zip(asked, answers, strict=True):
-        for field, block in zip(part, answer, strict=True):
-            if block is None:
-                continue
-            if level is FINE:
-                fine = blocks.decoded_fine(block)
-                found += [(at, fine.get(at // FINE.window_us % FINE_PER_MINUTE, {})) for at in fields[field]]
-            else:
-                found.append((fields[field][0], blocks.decoded(block)))
-    return found
+    return [
+        Found(fields[field], block, fine=level is FINE)
+        for (level, _, fields, part), answer in zip(asked, answers, strict=True)
+        for field, block in zip(part, answer, strict=True)
+        if block is not None
+    ]

@@ -8,11 +8,13 @@ late addition opens its window again, up to a day back; its minute, hour and day
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
+from ...errors import StoreError, StoreMisconfigured, StoreUnavailable
 from ...keys import Key
-from ...names import Definition
+from ...logs import INTERNAL
+from ...names import Definition, Kind
 from ...store.script import lua
 from ...store.store import Bulk, Store
 from . import blocks, read
@@ -22,8 +24,13 @@ SETTLE_US: Final = 60_000_000
 """How long after its end a window is left open, for batches that are still on their way."""
 UNROLLED_US: Final = 7 * DAY.window_us
 """How long minutes wait for somebody to make an hour of them."""
-AT_ONCE: Final = 500
+LOOKED_AT: Final = 500
 """Open windows looked at in one go."""
+AT_ONCE: Final = 3000
+"""Numbers that are added up on the loop; more, and a thread does it."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @lua("metrics/seal")
@@ -103,6 +110,37 @@ async def compact(store: Store) -> int:
     return sum([await _Partition(store, partition, known).compact() for partition in range(store.keys.partitions)])
 
 
+async def _computed(numbers: int, compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """On a thread where there is much to do: whoever rolls up has other work on its loop."""
+    return await asyncio.to_thread(compute, *args, **kwargs) if numbers > AT_ONCE else compute(*args, **kwargs)
+
+
+def _with_windows(
+    fine_block: bytes | None, minute_block: bytes | None, windows: Sequence[read.Raw], kind: Kind, keep_fine: bool
+) -> tuple[bytes, bytes]:
+    """The blocks of a minute, with open windows added: that of its 10 s windows, and its own."""
+    fine = blocks.decoded_fine(fine_block)
+    whole: dict[str, Any] = {}
+    blocks.into(whole, blocks.decoded(minute_block), kind)
+    for one in windows:
+        table = one.table(kind)
+        blocks.add(whole, table)
+        late: dict[str, Any] = {}
+        blocks.into(late, fine.get(one.window % FINE_PER_MINUTE, {}), kind)
+        blocks.add(late, table)
+        fine[one.window % FINE_PER_MINUTE] = blocks.rows(late)
+    made = blocks.encoded({at: found for at, found in fine.items() if found}) if keep_fine else b""
+    return made, blocks.encoded(blocks.rows(whole))
+
+
+def _together(found: Sequence[bytes], kind: Kind) -> bytes:
+    """One block of several."""
+    whole: dict[str, Any] = {}
+    for block in found:
+        blocks.into(whole, blocks.decoded(block), kind)
+    return blocks.encoded(blocks.rows(whole))
+
+
 class _Partition:
     """The roll-up of one partition."""
 
@@ -115,15 +153,25 @@ class _Partition:
         made = 0
         while True:
             ready = await self._ready()
-            done = sum([await self._minute(metric, minute, windows) for (metric, minute), windows in ready.items()])
+            done = sum([await self._made(self._minute(*which, windows)) for which, windows in ready.items()])
             made += done
             # What somebody else has changed meanwhile is looked at the next time.
-            if not done or sum(map(len, ready.values())) < AT_ONCE:
+            if not done or sum(map(len, ready.values())) < LOOKED_AT:
                 break
         for level in (HOUR, DAY):
             for member in await self._due(level):
-                made += await self._larger(member)
+                made += await self._made(self._larger(member))
         return made
+
+    async def _made(self, block: Awaitable[int]) -> int:
+        """One that cannot be made, since somebody else has spoilt a key, must not keep the others from it."""
+        try:
+            return await block
+        except (StoreUnavailable, StoreMisconfigured):
+            raise
+        except StoreError as error:
+            INTERNAL.error("metrics: a block is passed over: %s", error)
+            return 0
 
     def _now_us(self) -> int:
         return self._store.server_us() or 0
@@ -133,7 +181,7 @@ class _Partition:
         now_us = self._now_us() - SETTLE_US
         before = now_us // MINUTE.window_us * FINE_PER_MINUTE
         members = await self._store.bulk().command(
-            *("ZRANGEBYSCORE", self._store.keys.open_windows(self._partition), "-inf", f"({before}", "LIMIT", 0, AT_ONCE)
+            *("ZRANGEBYSCORE", self._store.keys.open_windows(self._partition), "-inf", f"({before}", "LIMIT", 0, LOOKED_AT)
         )
         ready: dict[tuple[str, int], list[int]] = {}
         for member in members:
@@ -153,18 +201,12 @@ class _Partition:
         fine_block, minute_block, *found = await asyncio.gather(
             store.bulk().command("HGET", fine_key, minute),
             store.bulk().command("HGET", minute_key, minute),
-            *(read.window(store, partition, window, metric, kind) for window in windows),
+            *(read.raw_window(store, partition, window, metric) for window in windows),
         )
-        whole: dict[str, Any] = {}
-        blocks.into(whole, blocks.decoded(minute_block), kind)
-        fine = blocks.decoded_fine(fine_block)
-        for one in found:
-            blocks.add(whole, one.table)
-            late: dict[str, Any] = {}
-            blocks.into(late, fine.get(one.window % FINE_PER_MINUTE, {}), kind)
-            blocks.add(late, one.table)
-            fine[one.window % FINE_PER_MINUTE] = blocks.rows(late)
         too_old = self._now_us() - start_us > FINE.keep_us
+        fine_made, minute_made = await _computed(
+            sum(len(one.fields) for one in found), _with_windows, fine_block, minute_block, found, kind, not too_old
+        )
         (done,) = await _seal(
             store.bulk(),
             open=keys.open_windows(partition),
@@ -177,8 +219,8 @@ class _Partition:
             expected=expected,
             token=_token(),
             minute=minute,
-            fine_block=b"" if too_old else blocks.encoded({at: found for at, found in fine.items() if found}),
-            minute_block=blocks.encoded(blocks.rows(whole)),
+            fine_block=fine_made,
+            minute_block=minute_made,
             fine_until_ms=_until_ms(FINE, start_us),
             keep_until_ms=_until_ms(MINUTE, start_us, UNROLLED_US),
             due_hour=str(Member(HOUR, hour, metric)),
@@ -211,9 +253,8 @@ class _Partition:
         start_us = number * level.window_us
         source = keys.metric_blocks(partition, finer.name, start_us // finer.hash_us, metric)
         expected = await read.token(store, partition, metric)
-        whole: dict[str, Any] = {}
-        for _, block in sorted(await read.hash_pages(store, source, page=20), key=lambda pair: int(pair[0])):
-            blocks.into(whole, blocks.decoded(block), kind)
+        found = [block for _, block in await read.hash_pages(store, source, page=20)]
+        made = await _computed(sum(map(len, found)) // 20, _together, found, kind)
         (done,) = await _roll(
             store.bulk(),
             due=keys.due(partition),
@@ -225,7 +266,7 @@ class _Partition:
             expected=expected,
             token=_token(),
             index=number,
-            block=blocks.encoded(blocks.rows(whole)),
+            block=made,
             finer_until_ms=_until_ms(finer, start_us),
             until_ms=_until_ms(level, start_us),
         )
