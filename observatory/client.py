@@ -1,17 +1,18 @@
 """Observatory: what a user holds. It lends the store to the rooms below, and has no thought of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from functools import wraps
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
+import msgspec
 from opentelemetry.trace import Span
 
-from . import dimensions
+from . import dimensions, health
 from .clock import ServerClock
-from .errors import NotOpen, ObservatoryError, StoreUnavailable
+from .errors import NotOpen
 from .features.cache import Cache, CacheSpace
 from .features.events import Events
 from .features.leases import Leases
@@ -22,14 +23,19 @@ from .features.retry import Retry
 from .lifetime import Lifetime
 from .llm import Calls, Usage
 from .logs import Logger
+from .names import LINES_REPEATED
+from .observed import Observer
+from .pen import Pen
+from .redaction import Redactor
 from .rooms import room
 from .settings import Settings
-from .store.check import Health, describe, findings
+from .store.check import Health
 from .store.store import Store
 from .tracing import Tracing
 from .types import Amount, Clock, Dimensions
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -55,7 +61,9 @@ class Observatory:
         self._given = {"service_name": service_name, "redis_url": redis_url, "namespace": namespace}
         self._fixed = settings
         self._clock: Clock = clock or ServerClock()
-        self._lifetime = Lifetime(role, flush=self._last_flush, flush_regularly=self._flush_regularly, forget=self._forget)
+        self._lifetime = Lifetime(
+            role, flush=self._last_flush, flush_regularly=self._flush_regularly, forget=self._forget, logger=lambda: self.logger
+        )
 
     # the rooms, made when first used
     @room
@@ -105,11 +113,21 @@ class Observatory:
     @room
     def logger(self) -> Logger:
         log = self.settings.log
-        return Logger(self.service_name, self.instance, level=log.level, format=log.format)
+        who = (self.service_name, self.instance)
+        return Logger(Pen(*who, format=log.format, redactor=self._redactor, max_repeats=log.max_repeats), level=log.level)
 
     @room
     def tracing(self) -> Tracing:
-        return Tracing(self.service_name, self.instance, self.settings.tracing.sample_ratio)
+        kept = msgspec.structs.asdict(self.settings.tracing)
+        return Tracing(self.service_name, self.instance, redactor=self._redactor, **kept)
+
+    @room
+    def _redactor(self) -> Redactor:
+        return Redactor(self.settings.log.redact, self.settings.log.redact_patterns)
+
+    @room
+    def _observer(self) -> Observer:
+        return Observer(lambda: self.tracing, lambda: self.metrics, lambda: self._redactor)
 
     @room
     def _calls(self) -> Calls:
@@ -159,8 +177,10 @@ class Observatory:
         """Flush, say goodbye, close. Bounded by settings.shutdown_timeout, by two seconds with Redis away; completes also when
         the caller is cancelled meanwhile (the cancellation is delivered afterwards)."""
         await self._lifetime.aclose()
-        if not self.is_open and "tracing" in self.__dict__:
-            await self.tracing.aclose(self.settings.shutdown_timeout)
+        if not self.is_open:
+            rooms: list[Tracing | Pen] = [self.logger.pen] if "logger" in self.__dict__ else []
+            rooms += [self.tracing] if "tracing" in self.__dict__ else []
+            await asyncio.gather(*(one.aclose(self.settings.shutdown_timeout) for one in rooms))
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -186,44 +206,26 @@ class Observatory:
         await asyncio.gather(self.events.flush(), self.metrics.retire())
 
     async def _flush_regularly(self) -> None:
+        if "logger" in self.__dict__ and (held := self.logger.pen.settle()):
+            self.metrics.increment_counter(LINES_REPEATED, held)
         await asyncio.gather(self.events.flush(), self.metrics.flush_regularly())
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "tracing", "rate_limiter"):
+        for name in ("metrics", "events", "rate_limiter"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
-        if "logger" in self.__dict__:
-            self.logger.rename(self.instance)
+        for told in (self.logger.pen if "logger" in self.__dict__ else None, self.__dict__.get("tracing")):
+            if told is not None:
+                told.forget(self.instance)
 
     async def ready(self, *, timeout: float = 5.0) -> None:
         """StoreUnavailable when Redis does not answer in time."""
-        store, presence = self.store, self._lifetime.presence
-        deadline = asyncio.get_running_loop().time() + timeout
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await store.ping()
-                    if not store.joined and presence is not None:
-                        await presence.beat()
-                    return
-            except TimeoutError:
-                raise StoreUnavailable(f"the store did not answer within {timeout:g} s") from None
-            except StoreUnavailable:
-                if asyncio.get_running_loop().time() + 0.1 >= deadline:
-                    raise
-                await asyncio.sleep(0.1)
+        await health.ready(self.store, self._lifetime.presence, timeout)
 
     async def health(self) -> Health:
         """How this process is: ok, degraded (something to look at), down (the store does not answer)."""
-        try:
-            await self.store.ping()
-            checks = tuple(await findings(self.store, self.settings.redis.allow_eviction))
-        except ObservatoryError as error:
-            return Health("down", 0, (describe(error),))
-        degraded = any(finding.status in ("bad", "warn") for finding in checks)
-        live = 0 if self._lifetime.presence is None else self._lifetime.presence.live
-        return Health("degraded" if degraded else "ok", live, checks)
+        return await health.health(self.store, self._lifetime.presence, self.settings.redis.allow_eviction)
 
     async def instances(self) -> tuple[Member, ...]:
         """Every live instance of the namespace."""
@@ -269,15 +271,14 @@ class Observatory:
         """An OpenTelemetry span. parent: headers with a traceparent."""
         return self.tracing.span(name, attributes, kind=kind, parent=parent)
 
-    def observe(self, fn: Callable[P, Awaitable[T]], /) -> Callable[P, Awaitable[T]]:
-        """Span and errors of an async function."""
-
-        @wraps(fn)
-        async def observed(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self.span(getattr(fn, "__qualname__", "call")):
-                return await fn(*args, **kwargs)
-
-        return observed
+    @overload
+    def observe(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
+    @overload
+    def observe(self, *, name: str | None = None, capture: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+    def observe(self, fn: Any = None, *, name: str | None = None, capture: bool = False) -> Any:
+        """Span, duration and errors of an async function or generator. capture: arguments and result too, redacted."""
+        observed = partial(self._observer.observed, name=name, capture=capture)
+        return observed if fn is None else observed(fn)
 
     def record_request(
         self,
@@ -297,9 +298,9 @@ class Observatory:
         """One call, everything written: requests, latency, tokens, cost, errors, and an event. Sync; returns the event's id.
 
         latency, time_to_first_token: seconds. cost_usd None: counted as unpriced. The same id counts once in this process.
-        InvalidArgument names the field; nothing was written then.
+        InvalidArgument names the field; nothing was written then. The current span carries the cost.
         """
-        return self._calls.record(
+        recorded = self._calls.record(
             provider,
             model,
             latency=latency,
@@ -313,3 +314,5 @@ class Observatory:
             dimensions=dimensions or {},
             trace_id=self.tracing.trace_id,
         )
+        self.tracing.spent(cost_usd or 0)
+        return recorded

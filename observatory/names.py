@@ -46,6 +46,11 @@ BATCHES_LOST: Final = "observatory_batches_lost_total"
 ADDITIONS_REFUSED: Final = "observatory_additions_refused_total"
 IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
+OBSERVED: Final = "observatory_observed_seconds"
+LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
+
+SPAN_COST: Final = "observatory.cost_usd"
+"""The attribute by which a span says what it cost."""
 
 OURS: Final[dict[str, Definition]] = {
     Metric.REQUESTS_TOTAL: Definition("counter", "{request}", "LLM calls, by provider, model and status"),
@@ -69,6 +74,8 @@ OURS: Final[dict[str, Definition]] = {
     BATCHES_LOST: Definition("counter", "", "Batches that could not be delivered, by feature"),
     ADDITIONS_REFUSED: Definition("counter", "", "Additions that the store refused: overflow, a foreign key, another kind"),
     IDS_FORGOTTEN: Definition("counter", "", "Ids of events forgotten before their time, since too many came"),
+    OBSERVED: Definition("histogram", "s", "Duration of observed functions, by function, status and error"),
+    LINES_REPEATED: Definition("counter", "{line}", "Log lines that were counted instead of written, since they said the same"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
 }
 

@@ -10,7 +10,8 @@ import pytest
 from opentelemetry import trace
 
 from observatory import Observatory
-from observatory.logs import Logger, handler
+from observatory.logs import Logger
+from observatory.pen import Pen
 from tests.servers import Server
 
 
@@ -50,13 +51,12 @@ def test_line_has_who_where_and_what() -> None:
 def test_text_form_is_one_line_a_call() -> None:
     """For terminals; a newline in a message does not begin a second line."""
     stream = io.StringIO()
-    logger = Logger("chat", "i-1", format="text")
+    logger = Logger(Pen("chat", "i-1", format="text"))
     logger.to(stream, "text")
     logger.info("one\ntwo", other="x\ny\x1b[2J", key="v")
     assert stream.getvalue().count("\n") == 1
     assert "one\\ntwo" in stream.getvalue()
     assert stream.getvalue().rstrip().endswith("key=v")
-    assert isinstance(handler("auto", stream).formatter, logging.Formatter)
 
 
 async def test_our_own_lines_go_where_the_application_says(caplog: pytest.LogCaptureFixture, obs: Observatory) -> None:
