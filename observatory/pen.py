@@ -198,13 +198,17 @@ class Pen(logging.Handler):
     # the way out by OTLP
     def _look(self) -> otlp.LinesOut | None:
         self._looked = True
-        if otlp.endpoint("logs"):
-            self._out = otlp.LinesOut(self.service, self.instance)
+        try:
+            if otlp.endpoint("logs"):
+                self._out = otlp.LinesOut(self.service, self.instance)
+        except Exception as error:  # an exporter that is not installed, or does not like its address
+            self._write(f"observatory: lines are not sent by OTLP: {self._redactor.text(str(error))}")
         return self._out
 
     def begin(self) -> None:
-        """Opened: look again where lines are to go."""
-        self._looked = self._looked and self._out is not None
+        """Opened: look again where lines are to go, and load what takes them there before the first one."""
+        if self._out is None:
+            self._look()
 
     async def aclose(self, timeout: float) -> None:
         """Tell what was held back; send what is buffered, within `timeout` seconds. Later lines go to the stream only."""
