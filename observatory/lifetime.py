@@ -171,7 +171,8 @@ class Lifetime:
             return
         await self.presence.beat()
         self._number = self.presence.number
-        self._logger().follow(self.presence.log_level)
+        if self._role != "cli":  # which has its own way of saying things
+            self._logger().follow(self.presence.log_level)
         if not self._examined:
             try:
                 await refuse_unfit(self._store, self._settings.redis.allow_eviction)

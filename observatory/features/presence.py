@@ -136,15 +136,6 @@ class Presence:
             instance=self._instance,
         )
 
-    async def tell_log_level(self, level: str | None) -> None:
-        """Every instance of the namespace logs at this level from its next beat; None: at that of its own settings."""
-        record, bulk = keys.record(self._store.namespace), self._store.bulk()
-        if level is None:
-            await bulk.command("HDEL", record, "log_level")
-        else:
-            await bulk.command("HSET", record, "log_level", level)
-        await self.beat()
-
     async def members(self) -> tuple[Member, ...]:
         """Every live instance, by name."""
         name, bulk = self._store.namespace, self._store.bulk()
@@ -157,6 +148,21 @@ class Presence:
                 said = msgspec.json.decode(says[instance], type=Says)
                 found.append(Member(instance.decode(), said, max(silence, 0.0)))
         return tuple(sorted(found, key=lambda member: (member.says.role, member.instance)))
+
+
+async def tell_log_level(store: Store, level: str | None) -> None:
+    """Every instance of the namespace logs at this level from its next beat; None: at that of its own settings again."""
+    record, bulk = keys.record(store.namespace), store.bulk()
+    if level is None:
+        await bulk.command("HDEL", record, "log_level")
+    else:
+        await bulk.command("HSET", record, "log_level", level)
+
+
+async def told_log_level(store: Store) -> str | None:
+    """The level that all instances were told, or None."""
+    told = await store.bulk().command("HGET", keys.record(store.namespace), "log_level")
+    return None if told is None else told.decode()
 
 
 def _plain(value: bytes | int) -> str | int:
