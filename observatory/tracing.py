@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from traceback import format_exception
 from typing import Any, Literal
 
@@ -88,29 +88,25 @@ class Tracing:
         kind: Kind = "internal",
         parent: Mapping[str, str] | None = None,
     ) -> Iterator[Span]:
-        """parent: headers with a traceparent; None: the current span."""
-        with self.begun(name, attributes, kind=kind, parent=parent) as span, self.noting(span):
-            yield span
-
-    def begun(
-        self,
-        name: str,
-        attributes: Mapping[str, Any] | None = None,
-        *,
-        kind: Kind = "internal",
-        parent: Mapping[str, str] | None = None,
-    ) -> AbstractContextManager[Span]:
-        """A span that is the current one inside, and notes no exceptions by itself."""
-        came_with = propagate.extract(_lower(parent)) if parent is not None else None
+        """parent: headers with a traceparent, whose baggage goes on with what is sent from inside; None: the current span."""
         said = {**dimensions.current(), **(attributes or {})}
-        return self._get().start_as_current_span(
-            name,
-            context=came_with,
-            kind=SpanKind[kind.upper()],
-            attributes=said,
-            record_exception=False,
-            set_status_on_exception=False,
-        )
+        token = context.attach(propagate.extract(_lower(parent))) if parent is not None else None
+        try:
+            # Exceptions are noted here, redacted.
+            with (
+                self._get().start_as_current_span(
+                    name,
+                    kind=SpanKind[kind.upper()],
+                    attributes=said,
+                    record_exception=False,
+                    set_status_on_exception=False,
+                ) as span,
+                self.noting(span),
+            ):
+                yield span
+        finally:
+            if token is not None:
+                context.detach(token)
 
     def started(self, name: str) -> Span:
         """A span that somebody else makes the current one, and ends."""

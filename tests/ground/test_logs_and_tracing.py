@@ -12,7 +12,8 @@ from opentelemetry import trace
 from observatory import Observatory
 from observatory.logs import Logger
 from observatory.pen import Pen
-from tests.servers import Server
+from tests.ground.test_otlp import nobody_is_closing
+from tests.servers import Server, wait_until
 
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:
@@ -116,6 +117,7 @@ async def test_silent_collector_does_not_hold_up_closing(
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
         monkeypatch.setenv("OBSERVATORY_SHUTDOWN_TIMEOUT", "1")
         obs = Observatory("traced", redis_url=server.url, namespace=namespace)
         await obs.open()
@@ -125,3 +127,4 @@ async def test_silent_collector_does_not_hold_up_closing(
         began = loop.time()
         await obs.aclose()
         assert loop.time() - began < 2.5
+    wait_until(nobody_is_closing, "the exporter has given up")
