@@ -56,26 +56,26 @@ class Logger:
         pen = self._pen
         if level < pen.level:
             return
-        line = Line("observatory.app", level, "", 0, "", None, sys.exc_info() if trace else None)
+        line: Line | None = None
         try:
+            line = Line("observatory.app", level, sys.exc_info() if trace else None)
             said = line.said = pen.who(line)
             message = said["message"] = message if type(message) is str else str(message)
             known = context()
-            if self._fields or fields:
-                if "trace_id" in fields and fields["trace_id"] != known.get("trace_id"):
-                    known.pop("span_id", None)  # of another trace than the caller speaks of
-                said.update(known)
-                for name, value in {**self._fields, **fields}.items():
-                    said[f"field_{name}" if name in RESERVED else name] = value
-            else:
-                said.update(known)
+            if "trace_id" in fields and fields["trace_id"] != known.get("trace_id"):
+                known.pop("span_id", None)  # of another trace than the caller speaks of
+            said.update(known)
+            for name, value in (*self._fields.items(), *fields.items()):
+                said[f"field_{name}" if name in RESERVED else name] = value
             line.key = (level, message if len(message) <= FEW else digest(message), pen.same(fields) if fields else None)
             if trace:
                 line.key = (line.key, pen.raised(line))
-        except Exception as error:  # a message or a mapping that cannot be asked
-            pen.excuse(line, error)
-            return
-        pen.handle(line)
+            pen.handle(line)
+        except Exception as error:  # a message that cannot be asked, a stack that is used up
+            try:
+                pen.excuse(line, error)
+            except Exception:
+                pen.lost += 1
 
     def bind(self, **fields: Any) -> "Logger":
         """A logger whose lines carry these fields too."""

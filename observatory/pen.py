@@ -43,10 +43,18 @@ class _Json(BaseJsonFormatter):
 
 
 class Line(logging.LogRecord):
-    """A record that says what it says by name."""
+    """A record that says what it says by name. Of a record it has what is asked of it here."""
 
     said: dict[str, Any]
     key: Hashable
+
+    def __init__(self, name: str, level: int, raised: Any = None, created: float = 0.0) -> None:
+        self.name = name
+        self.levelno = level
+        self.levelname = logging.getLevelName(level)
+        self.msg, self.args = "", None
+        self.exc_info, self.exc_text, self.stack_info = raised, None, None
+        self.created = created or time.time()
 
 
 def _text(line: str, said: Mapping[str, Any], who: str) -> str:
@@ -87,7 +95,8 @@ class Pen(logging.Handler):
         self._json = _Json(self._redactor)
         self._stream: TextIO | None = None
         self._as_text = format == "text" or (format == "auto" and sys.stderr is not None and sys.stderr.isatty())
-        self._lost = 0
+        self.lost = 0
+        """Lines that could not be written since the last one that was."""
         self._out: otlp.LinesOut | None = None
         self._looked = False
 
@@ -113,7 +122,7 @@ class Pen(logging.Handler):
                 for told in self.repeats.settle(float("inf") if all else time.monotonic()):
                     self._tell(told)
             except Exception:
-                self._lost += 1
+                self.lost += 1
             held, self.repeats.held = self.repeats.held, 0
             return held
 
@@ -122,8 +131,8 @@ class Pen(logging.Handler):
         said = cast("Line", record).said
         if told.repeated > 0:
             said["repeated"] = told.repeated
-        if self._lost:
-            said["lost"] = self._lost
+        if self.lost:
+            said["lost"] = self.lost
         line = self._json.format(record)
         said = self._json.cleaned
         self._write(_text(line, said, str(said.get("logger", self.service))) if self._as_text else line)
@@ -139,17 +148,18 @@ class Pen(logging.Handler):
                 stream.write(f"{text.encode('ascii', 'backslashreplace').decode()}\n")
             stream.flush()
         except Exception:  # closed, full, gone
-            self._lost += 1
+            self.lost += 1
         else:
-            self._lost = 0
+            self.lost = 0
 
-    def excuse(self, record: logging.LogRecord, error: Exception) -> None:
+    def excuse(self, record: logging.LogRecord | None, error: Exception) -> None:
         """A line in place of one that could not be made."""
-        try:
-            said = {**self.who(record), "message": f"a line could not be written: {type(error).__name__}"}
+        with contextlib.suppress(Exception):
+            line = Line("observatory", logging.ERROR if record is None else record.levelno)
+            said = {**self.who(line), "message": f"a line could not be written: {type(error).__name__}"}
             self._write(json.dumps(said))
-        except Exception:
-            self._lost += 1
+            return
+        self.lost += 1
 
     def who(self, record: logging.LogRecord) -> dict[str, Any]:
         """How every line begins."""
@@ -168,11 +178,11 @@ class Pen(logging.Handler):
             message = record.getMessage()
         except Exception:  # a template and its values that do not fit
             message = f"{record.msg} {record.args!r}"
-        line = cast("Line", record)
-        line.said = {**self.who(record), "message": message, **context(), "logger": record.name}
+        line = Line(record.name, record.levelno, record.exc_info, record.created)
+        line.said = {**self.who(line), "message": message, **context(), "logger": record.name}
         line.key = (record.name, record.levelno, message if len(message) <= FEW else digest(message))
         if record.exc_info:
-            line.key = (*line.key, self.raised(line))
+            line.key = (line.key, self.raised(line))
         return line
 
     def raised(self, line: Line) -> str:

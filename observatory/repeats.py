@@ -46,29 +46,32 @@ class Repeats:
         """What is to be written now: nothing, this line, or what was due before it too."""
         if not self.most:
             return (Told(record, 0),)
+        repeated = 0
         known = self._known.get(key)
-        if known is not None and now - known.since < WINDOW:
-            due = self._due(now)
-            if known.written < self.most:
-                known.written += 1
-                return (*due, Told(record, 0))
-            known.held += 1
-            known.last = record
-            self.held += 1
-            return due
-        # This line itself tells what was held of it.
-        repeated = self._known.pop(key).held if known is not None else 0
-        due = self._due(now)
-        self._known[key] = known = _Known(now)
-        known.written = 1
-        return (*due, Told(record, repeated))
+        if known is not None and now - known.since >= WINDOW:
+            # This line itself tells what was held of it.
+            repeated = self._known.pop(key).held
+            known = None
+        if known is None:
+            due = self._due(now, MAX_KNOWN - 1)
+            self._known[key] = known = _Known(now)
+            known.written = 1
+            return (*due, Told(record, repeated))
+        due = self._due(now, MAX_KNOWN)
+        if known.written < self.most:
+            known.written += 1
+            return (*due, Told(record, 0))
+        known.held += 1
+        known.last = record
+        self.held += 1
+        return due
 
-    def _due(self, now: float) -> tuple[Told, ...]:
-        """Of windows that are over, and of the oldest where there are too many, the last line that was held."""
+    def _due(self, now: float, room: int) -> tuple[Told, ...]:
+        """Of windows that are over, and of the oldest where there are more than `room`, the last line that was held."""
         due: list[Told] = []
         while self._known:
             key, oldest = next(iter(self._known.items()))
-            if now - oldest.since < WINDOW and len(self._known) < MAX_KNOWN:
+            if now - oldest.since < WINDOW and len(self._known) <= room:
                 break
             del self._known[key]
             if oldest.last is not None:
@@ -77,4 +80,4 @@ class Repeats:
 
     def settle(self, now: float) -> tuple[Told, ...]:
         """What is due without a line that came. now: infinity for all."""
-        return self._due(now)
+        return self._due(now, MAX_KNOWN)

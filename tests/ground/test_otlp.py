@@ -132,13 +132,14 @@ async def test_spans_and_lines_arrive(protocol: str, receiver: Receiver, made: M
         except KeyError:
             obs.logger.exception("failed")
     trace_id = f"{span.get_span_context().trace_id:032x}"
+    obs.logger.info("theirs", trace_id="4bf92f3577b34da6a3ce929d0e0e4736")
     await sent(obs)
-    wait_until(lambda: len(receiver.blocks("LogRecord")) == 23 and len(receiver.blocks("Span")) == 2, "all of it came")
+    wait_until(lambda: len(receiver.blocks("LogRecord")) == 24 and len(receiver.blocks("Span")) == 2, "all of it came")
     shown = receiver.text()
     assert "hush-hush" not in shown
     assert f"service.instance.id: Str({obs.instance})" in shown
     assert "service.name: Str(chat)" in shown
-    hello, *again, failed, told = receiver.blocks("LogRecord")
+    hello, *again, failed, theirs, told = receiver.blocks("LogRecord")
     for said in ("Body: Str(hello)", "team: Str(search)", "n: Int(1)", "ratio: Double(0.5)", "ok: Bool(true)", "nested: Map("):
         assert said in hello
     assert "SEVERITY_NUMBER_INFO(9)" in hello
@@ -147,7 +148,9 @@ async def test_spans_and_lines_arrive(protocol: str, receiver: Receiver, made: M
     assert all("SEVERITY_NUMBER_WARN(13)" in one for one in again)
     assert "exception.type: Str(KeyError)" in failed
     assert "exception.stacktrace" in failed
+    assert "Trace ID       : 4bf92f3577b34da6a3ce929d0e0e4736" in theirs
     assert "repeated: Int(9)" in told
+    assert f"Trace ID       : {trace_id}" in told
     inner, outer = receiver.blocks("Span")
     assert "STATUS_CODE_ERROR" in inner
     assert "Name           : outer" in outer

@@ -2,6 +2,7 @@
 
 import logging
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,10 +15,17 @@ def record(name: object) -> logging.LogRecord:
 
 @given(
     most=st.integers(1, 4),
+    known=st.integers(1, 5),
     lines=st.lists(st.tuples(st.integers(0, 3), st.floats(0, 6, allow_nan=False)), max_size=200),
 )
-def test_every_line_is_written_or_told(most: int, lines: list[tuple[int, float]]) -> None:
+def test_every_line_is_written_or_told(most: int, known: int, lines: list[tuple[int, float]]) -> None:
     """Per key, written and repeated make all that were heard, and what is told is of its own key."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("observatory.repeats.MAX_KNOWN", known)
+        _balance(most, lines)
+
+
+def _balance(most: int, lines: list[tuple[int, float]]) -> None:
     repeats, now, told, heard = Repeats(most), 0.0, list[tuple[float, Told]](), [0, 0, 0, 0]
     for key, pause in lines:
         now += pause
