@@ -169,13 +169,15 @@ def test_the_same_line_is_written_so_often_and_the_rest_is_told() -> None:
         logger.warning("same", path="/x")
         logger.info(f"same {number}")
         logger.info("same", path=["/x"])
+        logger.info("apart", path=["/x", number])
         try:
             raise ValueError(number % 2)
         except ValueError:
             logger.exception("same")
     assert logger.pen.settle(all=True) == 7 * 3 + 4
     found = lines(stream)
-    assert sum(1 + line.get("repeated", 0) for line in found) == 60
+    assert sum(1 + line.get("repeated", 0) for line in found) == 70
+    assert sum(line["message"] == "apart" for line in found) == 10
     counted = Counter((line["level"], line["message"], str(line.get("path")), "number" in line) for line in found)
     assert counted["info", "same", "/x", True] == 10
     assert sum(count for (_, message, _, _), count in counted.items() if message.startswith("same ")) == 10
@@ -203,12 +205,22 @@ async def test_lines_of_ours_are_cleaned_and_counted_too(opening: Open, monkeypa
     for _ in range(100):
         INTERNAL.warning("cannot reach %s", "redis://u:hush@host")
     INTERNAL.warning("badly %d formed", "x")
+    INTERNAL.warning("broken %s", Broken())
+    INTERNAL.debug("unheard")
+    obs.logger.level = "debug"
+    INTERNAL.debug("heard")
+    obs.logger.level = "info"
+    for number in range(50):
+        try:
+            raise ValueError(number % 2)
+        except ValueError:
+            INTERNAL.exception("it failed")
     async with asyncio.timeout(5):
         while await obs.metrics.query("observatory_log_lines_repeated_total", "total") is None:
             await asyncio.sleep(0.05)
         await asyncio.sleep(1.2)
     await obs.flush()
-    assert (await obs.metrics.query("observatory_log_lines_repeated_total", "total")).value == 80
+    assert (await obs.metrics.query("observatory_log_lines_repeated_total", "total")).value == 80 + 10
     await obs.aclose()
     found = lines(stream)
     assert "hush" not in stream.getvalue()
@@ -218,6 +230,9 @@ async def test_lines_of_ours_are_cleaned_and_counted_too(opening: Open, monkeypa
     assert own[0]["logger"] == "observatory"
     assert own[0]["instance"] == obs.instance
     assert any("badly %d formed" in line["message"] for line in found)
+    assert [line["message"] for line in found if "heard" in line["message"]] == ["heard"]
+    assert sum(line["message"] == "it failed" for line in found) == 42
+    assert any("could not be written: RuntimeError" in line["message"] for line in found)
     await obs.open()
 
 
@@ -287,10 +302,11 @@ async def test_the_door_binds_the_request_id() -> None:
         await ObservatoryMiddleware(app, obs=obs, enforce=False)(scope, None, send)  # type: ignore[arg-type]
 
     await asyncio.gather(*(ask(number) for number in range(20)))
+    await ask(99)
     obs.logger.info("outside")
     *found, outside = lines(stream)
     assert sorted(line["request_id"] for line in found) == sorted(f"req{line['path'].replace('/', '-')}" for line in found)
-    assert len({line["request_id"] for line in found}) == 20
+    assert len({line["request_id"] for line in found}) == 21
     assert "request_id" not in outside
 
 

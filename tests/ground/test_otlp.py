@@ -192,15 +192,19 @@ async def test_a_silent_collector_blocks_nobody(made: Made, monkeypatch: pytest.
         assert loop.time() - began < 2
 
 
-async def test_an_endpoint_that_is_no_address_costs_no_line(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_exporter_that_cannot_be_made_costs_no_line(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line is written, and that it is not sent is said."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "grpc:/not an address")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_BLRP_MAX_QUEUE_SIZE", "-1")
     obs, stream = made(), io.StringIO()
     obs.logger.to(stream)
     obs.logger.info("written")
-    assert '"message":"written"' in stream.getvalue()
+    obs.logger.info("written too")
+    first, second, third = stream.getvalue().splitlines()
+    assert '"message":"written"' in first
+    assert "not sent by OTLP" in second
+    assert '"message":"written too"' in third
 
 
 # sampling
