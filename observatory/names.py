@@ -47,6 +47,11 @@ ADDITIONS_REFUSED: Final = "observatory_additions_refused_total"
 ADDITIONS_LATE: Final = "observatory_additions_late_total"
 IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
+OBSERVED: Final = "observatory_observed_seconds"
+LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
+
+SPAN_COST: Final = "observatory.cost_usd"
+"""The attribute by which a span says what it cost."""
 
 OURS: Final[dict[str, Definition]] = {
     Metric.REQUESTS_TOTAL: Definition("counter", "{request}", "LLM calls, by provider, model and status"),
@@ -71,6 +76,8 @@ OURS: Final[dict[str, Definition]] = {
     ADDITIONS_REFUSED: Definition("counter", "", "Additions that the store refused: overflow, a foreign key, another kind"),
     ADDITIONS_LATE: Definition("counter", "", "Additions that reached the totals alone: their window was more than a day ago"),
     IDS_FORGOTTEN: Definition("counter", "", "Ids of events forgotten before their time, since too many came"),
+    OBSERVED: Definition("histogram", "s", "Duration of observed functions, by function, status and error"),
+    LINES_REPEATED: Definition("counter", "{line}", "Log lines that were counted instead of written, since they said the same"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
 }
 

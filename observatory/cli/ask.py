@@ -7,14 +7,17 @@ import typer
 
 from ..client import Observatory
 from ..errors import InvalidArgument
+from ..features import presence
 from ..features.metrics import read
+from ..logs import level_named
+from ..settings import table as settings_table
 from ..units import seconds
 from . import table
 from .context import OUT, AsJson, done, show_json, show_table
 
 metrics = typer.Typer(no_args_is_help=True, help="Ask what the fleet has recorded.")
 events = typer.Typer(no_args_is_help=True, help="Look at the event streams.")
-config = typer.Typer(no_args_is_help=True, help="Look at the settings.")
+config = typer.Typer(no_args_is_help=True, help="Look at the settings; set the log level of all.")
 
 
 @metrics.command()
@@ -74,6 +77,60 @@ def docs(context: typer.Context, as_json: AsJson = False) -> None:
         show_json(rows)
     else:
         OUT.print(table.markdown(rows), markup=False)
+
+
+@config.command("get")
+def get_config(context: typer.Context, key: str, as_json: AsJson = False) -> None:
+    """What all instances were told while they run. Only log.level can be."""
+    _live(key)
+    level = context.obj.ask(lambda obs: presence.told_log_level(obs.store))
+    if context.obj.json:
+        show_json({key: level})
+    else:
+        OUT.print(level or "nobody was told; each goes by its own settings", markup=False)
+
+
+@config.command("set")
+def set_config(context: typer.Context, key: str, value: str, as_json: AsJson = False) -> None:
+    """Tell all instances while they run; they follow within about a second. Only log.level can be told."""
+    _live(key)
+    _tell(context, done(_level(value)))
+
+
+@config.command("unset")
+def unset_config(context: typer.Context, key: str, as_json: AsJson = False) -> None:
+    """Each instance goes by its own settings again."""
+    _live(key)
+    _tell(context, None)
+
+
+def _tell(context: typer.Context, level: str | None) -> None:
+    async def tell(obs: Observatory) -> int:
+        await presence.tell_log_level(obs.store, level)
+        return sum(1 for one in await obs.instances() if one.says.role != "cli")
+
+    told = context.obj.ask(tell)
+    if context.obj.json:
+        show_json({"log.level": level, "instances": told})
+    else:
+        OUT.print(f"log.level is {level or 'that of their settings'} for {told} instances, within about a second", markup=False)
+
+
+async def _level(value: str) -> str:
+    return level_named(value)
+
+
+def _live(key: str) -> None:
+    async def check() -> None:
+        if key not in settings_table.TABLE:
+            raise InvalidArgument(f"{key}: no such setting", remedy="`observatory config docs` lists them")
+        if not settings_table.TABLE[key][0].live:
+            raise InvalidArgument(
+                f"{key} cannot be changed while processes run; only log.level can",
+                remedy="Change the file or the environment, and restart",
+            )
+
+    done(check())
 
 
 @config.command("check")
