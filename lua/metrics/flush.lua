@@ -7,6 +7,7 @@ the watermark is absent, is a gap: the store lost batches (failover), and the wr
 KEYS
   watermark      string  the last batch of this writer that was added
   names          hash    metric -> JSON of its definition
+  flushes        string  how many batches were added, by whomever; less than before: the store went back
   gauge_writers  zset    writers that have gauges, by the moment they last wrote
   gauges         hash    this writer's gauges: metric + series -> value
   targets...     hash    per metric two: its lifetime totals, and its 10 s window; series|part -> integer
@@ -27,13 +28,14 @@ RETURNS {verdict, watermark, refused}
 
 COMPLEXITY  O(pairs)
 ATOMICITY   one slot; the watermark moves with the data, so both are lost or kept together in a failover
-EXPIRY      windows keep_ms after their first write, gauges gauge_keep_ms after the last, watermark seven days; totals and names stay
+EXPIRY      windows keep_ms after their first write, gauges gauge_keep_ms after the last, watermark seven days; totals, names and flushes stay
 RETRY       safe
 ]]
 local watermark = KEYS[1]
 local names = KEYS[2]
-local gauge_writers = KEYS[3]
-local gauges = KEYS[4]
+local flushes = KEYS[3]
+local gauge_writers = KEYS[4]
+local gauges = KEYS[5]
 local now_us = tonumber(ARGV[1])
 local writer = ARGV[2]
 local batch = tonumber(ARGV[3])
@@ -55,6 +57,7 @@ if now_us == 0 then
 end
 
 redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 604800000)
+redis.call('INCR', flushes)
 
 local at = 7
 local gone_before = string.format('(%.0f', now_us - gauge_keep_ms * 1000)
@@ -72,7 +75,7 @@ elseif gauge_count == 0 then
 end
 
 local refused = 0
-for target = 5, #KEYS, 2 do
+for target = 6, #KEYS, 2 do
   local total, window = KEYS[target], KEYS[target + 1]
   local metric, definition, pairs_left = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local of_one_kind = true
