@@ -15,7 +15,7 @@ from .errors import NotOpen, ObservatoryError, StoreUnavailable
 from .features.cache import Cache, CacheSpace
 from .features.events import Events
 from .features.leases import Leases
-from .features.metrics import Metrics
+from .features.metrics import Metrics, OtlpExport
 from .features.presence import Member
 from .features.rate_limiter import RateLimiter
 from .features.retry import Retry
@@ -103,6 +103,10 @@ class Observatory:
         return Leases(self._lifetime.store, lambda: self._lifetime.identity)
 
     @room
+    def otlp(self) -> OtlpExport:
+        return OtlpExport(self._lifetime.store, self.metrics, self.leases)
+
+    @room
     def logger(self) -> Logger:
         log = self.settings.log
         return Logger(self.service_name, self.instance, level=log.level, format=log.format)
@@ -117,8 +121,7 @@ class Observatory:
 
     @room
     def _caches(self) -> CacheSpace:
-        cache = self.settings.cache
-        store = self._lifetime.cache_store
+        cache, store = self.settings.cache, self._lifetime.cache_store
         return CacheSpace(store, self.metrics, ttl=cache.ttl, jitter=cache.jitter, max_value=cache.max_value)
 
     @property
@@ -153,6 +156,7 @@ class Observatory:
         if self._fixed is None:
             self.settings = self._load()
         self.rate_limiter.use(self.settings.limits)
+        self._lifetime.jobs = self.otlp.jobs
         return self.settings
 
     async def aclose(self) -> None:
@@ -182,7 +186,7 @@ class Observatory:
         await asyncio.gather(self.events.flush(), self.metrics.flush())
 
     async def _last_flush(self) -> None:
-        await self.rate_limiter.aclose()
+        await asyncio.gather(self.rate_limiter.aclose(), self.otlp.aclose())
         await asyncio.gather(self.events.flush(), self.metrics.retire())
 
     async def _flush_regularly(self) -> None:
@@ -190,7 +194,7 @@ class Observatory:
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "tracing", "rate_limiter"):
+        for name in ("metrics", "events", "otlp", "tracing", "rate_limiter"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
         if "logger" in self.__dict__:

@@ -48,6 +48,8 @@ class Lifetime:
         self._flush_regularly = flush_regularly
         self._forget = forget
         self.identity = _new_identity()
+        self.jobs: tuple[Job, ...] = ()
+        """What else the next opening runs beside the user's work; a command is over too soon, and a worker has roles for it."""
         self._reset()
         _alive.add(self)
 
@@ -139,6 +141,7 @@ class Lifetime:
                 (
                     Job("beat", BEAT_EVERY, self._beat),
                     Job("flush", settings.metrics.flush_every, self._flush_regularly),
+                    *(self.jobs if self._role not in ("cli", "worker") else ()),
                 )
             )
             await self._meet(store, self.presence, settings)

@@ -46,6 +46,7 @@ BATCHES_LOST: Final = "observatory_batches_lost_total"
 ADDITIONS_REFUSED: Final = "observatory_additions_refused_total"
 IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
+EXPORTS_FAILED: Final = "observatory_exports_failed_total"
 
 OURS: Final[dict[str, Definition]] = {
     Metric.REQUESTS_TOTAL: Definition("counter", "{request}", "LLM calls, by provider, model and status"),
@@ -70,6 +71,7 @@ OURS: Final[dict[str, Definition]] = {
     ADDITIONS_REFUSED: Definition("counter", "", "Additions that the store refused: overflow, a foreign key, another kind"),
     IDS_FORGOTTEN: Definition("counter", "", "Ids of events forgotten before their time, since too many came"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
+    EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }
 
 OVERFLOW: Final = "observatory_overflow"

@@ -1,5 +1,6 @@
 """What leaves: the totals of the fleet, told only while they are whole, or of this process since it started."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -50,12 +51,14 @@ class Export:
 
     async def look(self) -> None:
         """What an exporting process does about once a second: only who looked before can see that the store went back."""
-        if self._own is not None:
-            try:
-                await self.gaps.look(self._store())
-            except StoreError:
-                # A store that is away says nothing about where it stands.
-                return
+        # A store that is away says nothing about where it stands.
+        with contextlib.suppress(StoreError):
+            await self.gaps.look(self._store())
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether `begin` was called."""
+        return self._own is not None
 
     # this process's
     def begin(self) -> None:

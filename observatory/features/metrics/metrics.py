@@ -131,7 +131,8 @@ class Metrics:
     async def flush_regularly(self) -> None:
         """What the background does: as `flush`, and no error before the store was ever reached."""
         await self._deliver(final=False)
-        await self._export.look()
+        if self._export.is_kept:
+            await self._export.look()
 
     def _freeze(self, *, final: bool) -> None:
         now_us = self._store().server_us()
@@ -218,6 +219,15 @@ class Metrics:
     def expose(self) -> None:
         """This process shows numbers: it keeps its own totals from now on, and watches whether the store goes back."""
         self._export.begin()
+
+    async def look(self) -> None:
+        """For who carries totals elsewhere, about once a second: notice when the store goes back."""
+        await self._export.look()
+
+    @property
+    def given_up(self) -> int:
+        """How often totals became lower and stayed so, as far as this process has seen."""
+        return self._export.gaps.given_up
 
     async def families(self) -> list[Family]:
         """The fleet's lifetime totals. StoreUnavailable, also while what a failover lost is sent again."""
