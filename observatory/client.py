@@ -186,8 +186,9 @@ class Observatory:
         await asyncio.gather(self.events.flush(), self.metrics.flush())
 
     async def _last_flush(self) -> None:
-        await asyncio.gather(self.rate_limiter.aclose(), self.otlp.aclose())
+        await self.rate_limiter.aclose()
         await asyncio.gather(self.events.flush(), self.metrics.retire())
+        await self.otlp.aclose()
 
     async def _flush_regularly(self) -> None:
         await asyncio.gather(self.events.flush(), self.metrics.flush_regularly())

@@ -145,16 +145,21 @@ async def test_one_of_two_sends_and_the_other_takes_over(
     assert points[0].start <= points[0].at
 
 
-async def test_an_orderly_leader_hands_over_at_once(receiver: Receiver, opening: Open, sending: Callable[[str], None]) -> None:
-    """It gives the lease back when it closes. A process without a collector's address never leads."""
+async def test_an_orderly_leader_hands_over_at_once(
+    receiver: Receiver, opening: Open, sending: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends what is new and gives the lease back when it closes. Who has no collector's address never leads."""
     bystander = await opening()
     sending(receiver.http)
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "60000")
     settings = {"redis_url": bystander.settings.redis.url, "namespace": bystander.settings.namespace}
     async with Observatory("leader", **settings) as one:  # type: ignore[arg-type]
         one.metrics.increment_counter("test_total", 1)
         await one.flush()
         await until(lambda: one.otlp.sent)
         assert one.otlp.leads
+        one.metrics.increment_counter("test_total", 6)
+    await until(lambda: [told.points[0].value for told in receiver.told("test_total")] == [1, 7])
     assert await leader(bystander) == ""
     assert (bystander.otlp.leads, bystander.otlp.jobs != ()) == (False, True)
 

@@ -20,7 +20,7 @@ MEDIA_TYPES: dict[Form, str] = {
     "text": "text/plain; version=0.0.4; charset=utf-8",
     "openmetrics": "application/openmetrics-text; version=1.0.0; charset=utf-8",
 }
-SLICE = 500
+SLICE = 100
 """Series written at a time: then others have their turn."""
 _FIRST, _LAST = -10 * 2, 9 * 2
 """Exported buckets: two per doubling from 2^-10 (1 ms) to 2^9 (512 s). Ours are finer and fall into them without error."""

@@ -9,7 +9,7 @@ from typing import Protocol
 from ... import names
 from ...background import Job
 from ...clock import monotonic
-from ...errors import StoreUnavailable
+from ...errors import StoreError, StoreUnavailable
 from ...logs import INTERNAL
 from ...store.store import Store
 from .collector import THREAD, Collector, Destination, destination
@@ -19,6 +19,8 @@ from .metrics import Metrics
 NAME = "otlp"
 """Of the lease."""
 STEP_EVERY = 1.0
+LAST_WORDS = 1.0
+"""Seconds for the last export, when the process closes."""
 POINTS = 1000
 """Data points in one request: collectors refuse requests of more than 4 MB."""
 _TOO_LATE = "leadership might end before it is received"
@@ -182,14 +184,20 @@ class OtlpExport:
             raise
 
     async def aclose(self) -> None:
-        """Give the lease back, so that the next one need not wait for its end."""
+        """Send what is new, and give the lease back, so that the next one need not wait for its end."""
+        is_sending = self._thread is not None and self._thread.is_alive()
+        if self._to is not None and self.leads and not is_sending:
+            # A store that is away by now, or a collector, keeps nobody from closing.
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    if not self._is_failing:
+                        await self._export(self._to)
+                    await self._leases.release(NAME)
+        # One that is still sending keeps the lease until it ends: its successor must not speak meanwhile.
+        self._lease, self._ask_at = None, 0.0
         if self._collector is not None:
             self._collector.close()
             self._collector = None
-        if self.leads:
-            self._lease = None
-            self._ask_at = 0.0
-            await self._leases.release(NAME)
 
 
 def _portions(families: list[Family]) -> Iterator[list[Family]]:
