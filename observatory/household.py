@@ -11,7 +11,7 @@ from .duties import ROLL_UP_EVERY, duty
 from .features.cache import CacheSpace
 from .features.events import Events
 from .features.leases import Leases
-from .features.metrics import Metrics
+from .features.metrics import Metrics, OtlpExport
 from .features.rate_limiter import RateLimiter
 from .features.retry import Retry
 from .lifetime import Lifetime
@@ -42,6 +42,7 @@ class Household:
     ) -> None:
         self._given = {"service_name": service_name, "redis_url": redis_url, "namespace": namespace}
         self._fixed = settings
+        self._role = role
         self._clock: Clock = clock or ServerClock()
         self._lifetime = Lifetime(
             role,
@@ -97,6 +98,10 @@ class Household:
         return Leases(self._lifetime.store, lambda: self._lifetime.identity)
 
     @room
+    def otlp(self) -> OtlpExport:
+        return OtlpExport(self._lifetime.store, self.metrics, self.leases)
+
+    @room
     def logger(self) -> Logger:
         log = self.settings.log
         who = (self.service_name, self.instance)
@@ -137,6 +142,7 @@ class Household:
     async def _last_flush(self) -> None:
         await self.rate_limiter.aclose()
         await asyncio.gather(self.events.flush(), self.metrics.retire())
+        await self.otlp.aclose()
 
     async def _flush_regularly(self) -> None:
         if "logger" in self.__dict__ and (held := self.logger.pen.settle()):
@@ -144,11 +150,14 @@ class Household:
         await asyncio.gather(self.events.flush(), self.metrics.flush_regularly())
 
     def _duties(self) -> tuple[Job, ...]:
-        return (duty("rollup", ROLL_UP_EVERY, self.leases.acquire, self.metrics.compact),)
+        """A command is over too soon for them, and a worker has roles."""
+        if self._role in ("cli", "worker"):
+            return ()
+        return (duty("rollup", ROLL_UP_EVERY, self.leases.acquire, self.metrics.compact), *self.otlp.jobs)
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "rate_limiter"):
+        for name in ("metrics", "events", "otlp", "rate_limiter"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
         for told in (self.logger.pen if "logger" in self.__dict__ else None, self.__dict__.get("tracing")):

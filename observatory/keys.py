@@ -23,7 +23,7 @@ WINDOW_US: Final = 10_000_000
 PERMANENT: Final = re.compile(
     r"obs1:[^:]+:("
     r"presence:\{n\}:record"  # what the namespace is: layout, partitions, salt
-    r"|metrics:\{t\d+\}:(names|sizes|flushes|due|rolled|total:.+)"  # what is counted, and the lifetime totals
+    r"|metrics:\{t\d+\}:(names|sizes|flushes|start|due|rolled|total:.+)"  # what is counted, and the lifetime totals
     r"|events:\{t\d+\}:(stream|offset|ledger|dead)"  # bounded by their length; the offset is the place in the stream
     r"|rate_limiter:\{r\d*\}:fence"  # which server the state was last written by
     r"|leases:\{l\}:fences"  # a fence must never step back
@@ -107,6 +107,9 @@ class Keys:
 
     def metric_sizes(self, partition: int) -> Key:  # hash: metric -> how many series it has
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:sizes")
+
+    def metric_start(self) -> Key:  # string: since when exported totals count (us); all exporters say the same
+        return Key(f"{self._prefix}:metrics:{{t0}}:start")
 
     def metric_total(self, partition: int, metric: str) -> Key:  # hash: series|part -> integer, for ever
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:total:{metric}")

@@ -47,6 +47,7 @@ ADDITIONS_REFUSED: Final = "observatory_additions_refused_total"
 ADDITIONS_LATE: Final = "observatory_additions_late_total"
 IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
+EXPORTS_FAILED: Final = "observatory_exports_failed_total"
 OBSERVED: Final = "observatory_observed_seconds"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
 
@@ -79,6 +80,7 @@ OURS: Final[dict[str, Definition]] = {
     OBSERVED: Definition("histogram", "s", "Duration of observed functions, by function, status and error"),
     LINES_REPEATED: Definition("counter", "{line}", "Log lines that were counted instead of written, since they said the same"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
+    EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }
 
 OVERFLOW: Final = "observatory_overflow"

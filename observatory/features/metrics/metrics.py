@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from ... import names
 from ...errors import StoreUnavailable
@@ -14,7 +14,9 @@ from ...store.outbox import Outbox, Verdict
 from ...store.script import lua
 from ...store.store import Bulk, Store
 from ...types import Duration, Moment
-from . import export, query, rollup
+from . import openmetrics, query, rollup
+from .export import Export, Family
+from .openmetrics import Form
 from .query import Result
 from .recorder import Counter, Gauge, Histogram, Recorder
 from .wire import GAUGE_KEEP_MS, Batch, pieces, window_of
@@ -57,6 +59,7 @@ class Metrics:
         self._recorder = Recorder(max_series)
         self._max_series = max_series
         self._outbox: Outbox[Batch] = Outbox(self._send)
+        self._export = Export(store, self._recorder)
         self._lost_reported = 0
         self._complained: set[str] = set()
         self._frozen_at = 0
@@ -131,13 +134,17 @@ class Metrics:
     async def flush_regularly(self) -> None:
         """What the background does: as `flush`, and no error before the store was ever reached."""
         await self._deliver(final=False)
+        if self._export.is_kept:
+            await self._export.look()
 
     def _freeze(self, *, final: bool) -> None:
         now_us = self._store().server_us()
         if now_us is None:
             return
         gauges = self._recorder.gauges()
-        taken = [(window_of(at_us), piece) for at_us, groups in self._recorder.windows(now_us) for piece in pieces(groups)]
+        windows = self._recorder.windows(now_us)
+        self._export.took(windows)
+        taken = [(window_of(at_us), piece) for at_us, groups in windows for piece in pieces(groups)]
         if not taken and (not gauges or (not final and now_us - self._frozen_at < IDLE_FLUSH_US)):
             return
         self._frozen_at = now_us
@@ -195,6 +202,7 @@ class Metrics:
     def forget(self) -> None:
         """A forked child is a writer of its own."""
         self._recorder.forget()
+        self._export.forget()
         self._outbox.reset()
         self._commit = self._next_commit = None
 
@@ -226,6 +234,27 @@ class Metrics:
         Any process may, at any time; a background job does. StoreUnavailable: what was done stays done."""
         return await rollup.compact(self._store())
 
-    async def exposition(self) -> str:
-        """The fleet's lifetime totals in Prometheus' text format, the same from every instance."""
-        return await export.prometheus(self._store())
+    # for others
+    def expose(self) -> None:
+        """This process shows numbers: it keeps its own totals from now on, and watches whether the store goes back."""
+        self._export.begin()
+
+    async def look(self) -> None:
+        """For who carries totals elsewhere, about once a second: notice when the store goes back."""
+        await self._export.look()
+
+    @property
+    def given_up(self) -> int:
+        """How often totals became lower and stayed so, as far as this process has seen."""
+        return self._export.gaps.given_up
+
+    async def families(self) -> list[Family]:
+        """The fleet's lifetime totals. StoreUnavailable, also while what a failover lost is sent again."""
+        return await self._export.fleet()
+
+    async def exposition(self, *, form: Form = "text", scope: Literal["fleet", "instance"] = "fleet") -> str:
+        """For Prometheus: the fleet's lifetime totals, the same from every instance (StoreUnavailable as `families`), or what
+        this process recorded since `expose`."""
+        if scope == "instance":
+            return await openmetrics.exposition(self._export.own(), form, openmetrics.build_info(form))
+        return await openmetrics.exposition(await self._export.fleet(), form)
