@@ -13,10 +13,11 @@ from . import dimensions
 from .clock import ServerClock
 from .errors import NotOpen, ObservatoryError, StoreUnavailable
 from .features.cache import Cache, CacheSpace
+from .features.dead_letters import DeadLetters
 from .features.events import Events
 from .features.leases import Leases
 from .features.metrics import Metrics
-from .features.presence import Member
+from .features.presence import Member, Presence
 from .features.rate_limiter import RateLimiter
 from .features.retry import Retry
 from .lifetime import Lifetime
@@ -83,6 +84,10 @@ class Observatory:
             max_entries=settings.max_entries,
             max_buffered=settings.max_buffered,
         )
+
+    @room
+    def dead_letters(self) -> DeadLetters:
+        return DeadLetters(self._lifetime.store, self.settings.events.max_entries, self.events.count_dropped)
 
     @room
     def rate_limiter(self) -> RateLimiter:
@@ -232,9 +237,9 @@ class Observatory:
         return () if presence is None else await presence.members()
 
     @property
-    def live_peers(self) -> int:
-        """Live instances of this one's role, as of the last beat."""
-        return 0 if self._lifetime.presence is None else self._lifetime.presence.live_peers
+    def presence(self) -> Presence | None:
+        """This process among the others, while it is open; for the doors."""
+        return self._lifetime.presence
 
     # what crosses rooms
     @overload

@@ -121,7 +121,7 @@ class Keys:
     def offset(self, partition: int) -> Key:  # string: the last entry that was applied
         return Key(f"{self._prefix}:events:{{t{partition}}}:offset")
 
-    def ledger(self, partition: int) -> Key:  # hash: accepted, applied, dead, dropped
+    def ledger(self, partition: int) -> Key:  # hash: accepted, applied, dead, dropped, replayed
         return Key(f"{self._prefix}:events:{{t{partition}}}:ledger")
 
     def dead(self, partition: int) -> Key:  # stream: events that could not be applied, with the reason

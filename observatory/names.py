@@ -46,6 +46,10 @@ BATCHES_LOST: Final = "observatory_batches_lost_total"
 ADDITIONS_REFUSED: Final = "observatory_additions_refused_total"
 IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
+EVENTS_DROPPED: Final = "observatory_events_dropped_total"
+STREAM_LAG: Final = "observatory_stream_lag_seconds"
+DEAD_LETTERS: Final = "observatory_dead_letters"
+CONSERVATION_DRIFT: Final = "observatory_conservation_drift"
 
 OURS: Final[dict[str, Definition]] = {
     Metric.REQUESTS_TOTAL: Definition("counter", "{request}", "LLM calls, by provider, model and status"),
@@ -69,6 +73,10 @@ OURS: Final[dict[str, Definition]] = {
     BATCHES_LOST: Definition("counter", "", "Batches that could not be delivered, by feature"),
     ADDITIONS_REFUSED: Definition("counter", "", "Additions that the store refused: overflow, a foreign key, another kind"),
     IDS_FORGOTTEN: Definition("counter", "", "Ids of events forgotten before their time, since too many came"),
+    EVENTS_DROPPED: Definition("counter", "{event}", "Events that had to make room or were thrown away, by reason"),
+    STREAM_LAG: Definition("gauge", "s", "Age of the oldest event that waits for a worker"),
+    DEAD_LETTERS: Definition("gauge", "{event}", "Events that could not be applied and are kept with their reason"),
+    CONSERVATION_DRIFT: Definition("gauge", "", "What a ledger says less what is there, by ledger: 0, or something was lost"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
 }
 

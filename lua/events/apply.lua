@@ -23,10 +23,11 @@ ARGV
   buried         int     how many triples follow
   deltas...      string  triples (id, payload, reason); then per group: metric, definition, how many pairs, pairs (field, int)
 
-RETURNS {done, offset, refused}
+RETURNS {done, offset, refused, forgotten}
   done           0 | 1   0: somebody else was here, nothing was changed
   offset         string  where the partition stands now
   refused        int     additions that the store refused (overflow, foreign key, another kind), each by itself
+  forgotten      int     dead letters that had to make room
 
 COMPLEXITY  O(pairs + buried + trimmed); the run is read again when part of it had to make room meanwhile
 ATOMICITY   one slot
@@ -49,7 +50,7 @@ local buried = tonumber(ARGV[8])
 
 local stands_at = redis.call('GET', offset) or '0-0'
 if stands_at ~= read_from then
-  return {0, stands_at, 0}
+  return {0, stands_at, 0, 0}
 end
 
 -- What had to make room while the worker had it in hand was counted as dropped; it is not lost after all.
@@ -64,7 +65,7 @@ end
 
 local at = 9
 for _ = 1, buried do
-  redis.call('XADD', dead, 'MAXLEN', '~', max_dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
+  redis.call('XADD', dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
   at = at + 3
 end
 
@@ -91,8 +92,11 @@ for target = 6, #KEYS, 2 do
   redis.call('PEXPIRE', window, keep_ms, 'NX')
 end
 
+-- The oldest dead make room for the newest: `dead` is what is there, and what is not there any more was dropped.
+local forgotten = buried > 0 and redis.call('XTRIM', dead, 'MAXLEN', max_dead) or 0
 redis.call('HINCRBY', ledger, 'applied', applied)
-redis.call('HINCRBY', ledger, 'dead', buried)
+redis.call('HINCRBY', ledger, 'dead', buried - forgotten)
+redis.call('HINCRBY', ledger, 'dropped', forgotten)
 redis.call('SET', offset, to)
 redis.call('XTRIM', stream, 'MINID', trim_to)
-return {1, to, refused}
+return {1, to, refused, forgotten}

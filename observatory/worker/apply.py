@@ -96,18 +96,20 @@ def after(entry: str) -> str:
 
 
 class Applied(NamedTuple):
-    """What became of a run. done False: somebody else was here. refused: additions that the store did not take."""
+    """What became of a run. done False: somebody else was here. refused: additions that the store did not take. forgotten: dead
+    letters that had to make room."""
 
     done: bool
     offset: str
     refused: int
+    forgotten: int = 0
 
 
 async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], meaning: Meaning) -> Applied:
     """Add what the entries mean and move the offset past them."""
     keys, groups = store.keys, meaning.groups()
     last = entries[-1][0].decode()
-    done, stands_at, refused = await _apply(
+    done, stands_at, refused, forgotten = await _apply(
         store,
         stream=keys.stream(partition),
         offset=keys.offset(partition),
@@ -125,4 +127,4 @@ async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], 
         buried=len(meaning.buried),
         deltas=[*(item for triple in meaning.buried for item in triple), *deltas(group for _, group in groups)],
     )
-    return Applied(bool(done), stands_at.decode(), refused)
+    return Applied(bool(done), stands_at.decode(), refused, forgotten)

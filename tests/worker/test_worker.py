@@ -126,7 +126,7 @@ async def test_zombie_is_refused_by_the_offset(obs: Observatory) -> None:
         for expected in (True, False, False):
             meaning = Meaning((), obs.store.server_us() or 0, 2000)
             meaning.read(run)
-            done, stands_at, _ = await apply(obs.store.bulk(), partition, "0-0", run, meaning)
+            done, stands_at, *_ = await apply(obs.store.bulk(), partition, "0-0", run, meaning)
             assert (done, stands_at) == (expected, run[-1][0].decode())
     assert (await obs.metrics.query(Metric.REQUESTS_TOTAL)).value == 40
     assert (await obs.events.lag())["applied"] == 40
