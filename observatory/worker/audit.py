@@ -1,0 +1,55 @@
+"""The role that counts again: how far the streams are behind, what is buried, and whether the ledgers tell the truth."""
+
+import asyncio
+from typing import Final
+
+from .. import names
+from ..client import Observatory
+from ..features import survey
+
+EVENTS_LEDGER: Final = "events"
+DEAD_LETTERS_LEDGER: Final = "dead_letters"
+
+
+class Audit:
+    """Publishes, as gauges of whoever leads it:
+
+    observatory_stream_lag_seconds, observatory_dead_letters, and observatory_conservation_drift{ledger}:
+    - `events`: accepted - applied - dead - dropped, less the events that lie on the streams;
+    - `dead_letters`: what the ledger says is buried, less the letters that are there.
+
+    A partition longer than a page that is worked off while it is counted says nothing this time: what it said last stands.
+    """
+
+    name: Final = "audit"
+    every: Final = 5.0
+
+    def __init__(self, obs: Observatory) -> None:
+        self._obs = obs
+        self._known: dict[int, survey.Drift] = {}
+
+    async def step(self, fence: int) -> None:
+        store, metrics = self._obs.store, self._obs.metrics
+        standing = await survey.backlog(store)
+        metrics.set_gauge(names.STREAM_LAG, max((one.oldest_age for one in standing), default=0.0))
+        metrics.set_gauge(names.DEAD_LETTERS, sum(one.dead for one in standing))
+        for partition in range(store.keys.partitions):
+            found = await survey.drift(store, partition)
+            if found is not None:
+                self._known[partition] = found
+            await asyncio.sleep(0)
+        self._publish()
+
+    def _publish(self) -> None:
+        for ledger, drift in (
+            (EVENTS_LEDGER, sum(one.events for one in self._known.values())),
+            (DEAD_LETTERS_LEDGER, sum(one.dead for one in self._known.values())),
+        ):
+            self._obs.metrics.set_gauge(names.CONSERVATION_DRIFT, drift, {"ledger": ledger})
+
+    def leave(self) -> None:
+        """Whoever leads next says it; together we would say it twice."""
+        self._known.clear()
+        self._publish()
+        for gauge in (names.STREAM_LAG, names.DEAD_LETTERS):
+            self._obs.metrics.set_gauge(gauge, 0.0)
