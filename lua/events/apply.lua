@@ -53,22 +53,8 @@ if stands_at ~= read_from then
   return {0, stands_at, 0, 0}
 end
 
--- What had to make room while the worker had it in hand was counted as dropped; it is not lost after all.
-local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-if not oldest or oldest[1] ~= first then
-  local saved = applied + buried
-  for _, entry in ipairs(redis.call('XRANGE', stream, first, to)) do
-    saved = saved - #entry[2] / 2
-  end
-  redis.call('HINCRBY', ledger, 'dropped', -saved)
-end
-
-local at = 9
-for _ = 1, buried do
-  redis.call('XADD', dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
-  at = at + 3
-end
-
+-- The additions come first: what a key of another type stops must not have moved anything yet.
+local at = 9 + 3 * buried
 local refused = 0
 for target = 6, #KEYS, 2 do
   local total, window = KEYS[target], KEYS[target + 1]
@@ -92,6 +78,21 @@ for target = 6, #KEYS, 2 do
   redis.call('PEXPIRE', window, keep_ms, 'NX')
 end
 
+-- What had to make room while the worker had it in hand was counted as dropped; it is not lost after all.
+local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+if not oldest or oldest[1] ~= first then
+  local saved = applied + buried
+  for _, entry in ipairs(redis.call('XRANGE', stream, first, to)) do
+    saved = saved - #entry[2] / 2
+  end
+  redis.call('HINCRBY', ledger, 'dropped', -saved)
+end
+
+at = 9
+for _ = 1, buried do
+  redis.call('XADD', dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
+  at = at + 3
+end
 -- The oldest dead make room for the newest: `dead` is what is there, and what is not there any more was dropped.
 local forgotten = buried > 0 and redis.call('XTRIM', dead, 'MAXLEN', max_dead) or 0
 redis.call('HINCRBY', ledger, 'applied', applied)

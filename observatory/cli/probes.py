@@ -49,7 +49,8 @@ class _Probes:
             case _:
                 return 404, {"status": "unknown", "paths": ["/livez", "/readyz"]}
         failed = any(check["status"] == "fail" for check in checks)
-        facts = {"roles": self._worker.roles, "leads": self._worker.leaders.leads, "partitions": self._worker.partitions.held()}
+        worker = self._worker
+        facts = {"roles": worker.roles, "leads": worker.leaders.leads, "partitions": worker.partitions.held()}
         return 503 if failed else 200, {"status": word if failed else "ok", "checks": checks, **facts}
 
     async def _away(self) -> str | None:

@@ -51,8 +51,8 @@ class Streams:
         """Events that were applied from here."""
         self.progress_at = monotonic()
         """When something was last applied, or there was nothing to apply."""
-        self.trouble = ""
-        """What the store said when it last refused; "" while it does not."""
+        self.troubles: dict[int, str] = {}
+        """What the store last said of partitions that it refuses."""
 
     async def step(self) -> None:
         """Read what comes next, then let go of what was under way, then send it."""
@@ -70,7 +70,8 @@ class Streams:
             await self.settle()
             return
         if not runs and not self._under_way:
-            self.progress_at, self.trouble = monotonic(), ""
+            self.progress_at = monotonic()
+            self.troubles.clear()
         # Of a partition one run at a time: the next begins where this one ends.
         sound = await self.settle()
         for run in runs:
@@ -98,6 +99,7 @@ class Streams:
         now = monotonic()
         held = self._partitions.held()
         self._heads = {one: head for one, head in self._heads.items() if one in held}
+        self.troubles = {one: trouble for one, trouble in self.troubles.items() if one in held}
         able = [one for one in held if self._resting.get(one, 0.0) <= now]
         most = self._concurrency // 2
         if len(able) > most:
@@ -158,7 +160,8 @@ class Streams:
             return False
         if done.done:
             self.applied += meaning.applied
-            self.progress_at, self.trouble = monotonic(), ""
+            self.progress_at = monotonic()
+            self.troubles.pop(partition, None)
         if done.refused:
             self._obs.metrics.count_refused(done.refused, "worker")
         if done.forgotten:
@@ -174,6 +177,6 @@ class Streams:
         for partition in partitions:
             self._heads.pop(partition, None)
             self._resting[partition] = monotonic() + _REST
-        if not self.trouble:
-            INTERNAL.warning("worker waits for the store: %s", error)
-        self.trouble = str(error)
+        if not self.troubles:
+            INTERNAL.warning("worker waits for the store (partitions %s): %s", ", ".join(map(str, partitions)), error)
+        self.troubles.update(dict.fromkeys(partitions, str(error)))

@@ -50,7 +50,7 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Work until `stop`; then finish the run at hand and give partitions and leases back. False: that took longer than
-        worker.drain_timeout, and what was left runs out by itself."""
+        worker.drain_timeout, or the store was away; leases run out by themselves."""
         jobs = (Job("partitions", BALANCE_EVERY, self.partitions.balance),) if EVENTS in self.roles else ()
         balancing = Background(jobs)
         balancing.start()
@@ -85,7 +85,7 @@ class Worker:
         if not waiting:
             return None
         where = ", ".join(map(str, waiting))
-        why = self.streams.trouble or "the store refused nothing"
+        why = "; ".join(sorted(set(self.streams.troubles.values()))) or "the store refused nothing"
         return f"no event was applied for {silent:.0f} s, and {sum(waiting.values())} entries wait on partitions {where}: {why}"
 
     async def _work(self) -> None:
@@ -107,7 +107,6 @@ class Worker:
             INTERNAL.error("worker.drain_timeout (%g s) is over; what it holds runs out by itself", self._drain_timeout)
         except StoreError as error:
             INTERNAL.warning("worker leaves its partitions to run out: %s", error)
-            return True
         finally:
             await self.streams.cancel()
             await self.leaders.cancel()
