@@ -69,11 +69,11 @@ class Worker:
             drained = await self._drain()
         return drained
 
-    async def stuck(self, stalled_after: float = STALLED_AFTER) -> str | None:
+    async def stuck(self) -> str | None:
         """Why this worker is of no use any more, as liveness has it: nothing was applied for so many seconds while something
         waits on its partitions. A store that is away is not cured by a restart: then nobody can say, and it is None."""
         silent = monotonic() - self.streams.progress_at
-        if EVENTS not in self.roles or silent < stalled_after:
+        if EVENTS not in self.roles or silent < STALLED_AFTER:
             return None
         store, held = self._obs.store, self.partitions.held()
         try:

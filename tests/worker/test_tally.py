@@ -48,7 +48,7 @@ class OneByOne:
         self._add(metric, text, "st", nano)
 
     def _add(self, metric: str, text: str, parts: str, nano: int) -> None:
-        whole, rest = parts
+        whole, rest = parts[0], parts[1]
         self.fields[metric][f"{whole}|{text}"] += nano // 10**9
         self.fields[metric][f"{rest}|{text}"] += nano % 10**9
 
