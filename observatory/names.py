@@ -49,6 +49,7 @@ WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
 EVENTS_DROPPED: Final = "observatory_events_dropped_total"
 STREAM_LAG: Final = "observatory_stream_lag_seconds"
 DEAD_LETTERS: Final = "observatory_dead_letters"
+RESERVATIONS_OPEN: Final = "observatory_reservations_open"
 CONSERVATION_DRIFT: Final = "observatory_conservation_drift"
 
 OURS: Final[dict[str, Definition]] = {
@@ -76,6 +77,7 @@ OURS: Final[dict[str, Definition]] = {
     EVENTS_DROPPED: Definition("counter", "{event}", "Events that had to make room or were thrown away, by reason"),
     STREAM_LAG: Definition("gauge", "s", "Age of the oldest event that waits for a worker"),
     DEAD_LETTERS: Definition("gauge", "{event}", "Events that could not be applied and are kept with their reason"),
+    RESERVATIONS_OPEN: Definition("gauge", "", "Reservations that are held and not yet settled, cancelled or reaped"),
     CONSERVATION_DRIFT: Definition("gauge", "", "What a ledger says less what is there, by ledger: 0, or something was lost"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
 }

@@ -6,17 +6,21 @@ from typing import Final
 from .. import names
 from ..client import Observatory
 from ..features import survey
+from ..features.rate_limiter.ledger import reservations
 
 EVENTS_LEDGER: Final = "events"
 DEAD_LETTERS_LEDGER: Final = "dead_letters"
+RESERVATIONS_LEDGER: Final = "reservations"
 
 
 class Audit:
     """Publishes, as gauges of whoever leads it:
 
-    observatory_stream_lag_seconds, observatory_dead_letters, and observatory_conservation_drift{ledger}:
+    observatory_stream_lag_seconds, observatory_dead_letters, observatory_reservations_open, and
+    observatory_conservation_drift{ledger}:
     - `events`: accepted - applied - dead - dropped, less the events that lie on the streams;
-    - `dead_letters`: what the ledger says is buried, less the letters that are there.
+    - `dead_letters`: what the ledger says is buried, less the letters that are there;
+    - `reservations`: reserved - settled - cancelled - reaped, less the holds that are open.
 
     A partition longer than a page that is worked off while it is counted says nothing this time: what it said last stands.
     """
@@ -38,10 +42,13 @@ class Audit:
             if found is not None:
                 self._known[partition] = found
             await asyncio.sleep(0)
-        self._publish()
+        held = await reservations(store)
+        metrics.set_gauge(names.RESERVATIONS_OPEN, held.open)
+        self._publish(held.drift)
 
-    def _publish(self) -> None:
+    def _publish(self, reservations_drift: int = 0) -> None:
         for ledger, drift in (
+            (RESERVATIONS_LEDGER, reservations_drift),
             (EVENTS_LEDGER, sum(one.events for one in self._known.values())),
             (DEAD_LETTERS_LEDGER, sum(one.dead for one in self._known.values())),
         ):
@@ -51,5 +58,5 @@ class Audit:
         """Whoever leads next says it; together we would say it twice."""
         self._known.clear()
         self._publish()
-        for gauge in (names.STREAM_LAG, names.DEAD_LETTERS):
+        for gauge in (names.STREAM_LAG, names.DEAD_LETTERS, names.RESERVATIONS_OPEN):
             self._obs.metrics.set_gauge(gauge, 0.0)

@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from observatory import Metric, Observatory
+from observatory import Limit, Metric, Observatory
+from observatory.errors import StoreUnavailable
 from observatory.features import survey
 from observatory.features.events import new_id
+from observatory.features.rate_limiter import ledger
+from observatory.features.rate_limiter.ledger import Reservations, reservations
 from observatory.worker import Worker
 from observatory.worker.audit import Audit
 from tests.conftest import Open
+from tests.proxy import proxy
 from tests.servers import Server, die_with_parent, environment, find, process
 from tests.worker.events import call, settled, working
 
@@ -36,7 +40,7 @@ async def test_what_is_published(obs: Observatory) -> None:
     await obs.events.accept([(new_id(), b"bad"), *(call() for _ in range(150))])
     await asyncio.sleep(0.3)
     await audit.step(1)
-    assert await gauges(obs, "observatory_conservation_drift") == {"events": 0, "dead_letters": 0}
+    assert await gauges(obs, "observatory_conservation_drift") == {"events": 0, "dead_letters": 0, "reservations": 0}
     lag = (await obs.metrics.query("observatory_stream_lag_seconds", "max")).value
     assert lag is not None
     assert 0.2 < lag < 5
@@ -64,11 +68,11 @@ async def test_what_is_lost_shows(opening: Open, monkeypatch: pytest.MonkeyPatch
     rows = await obs.store.command("XRANGE", keys.stream(0), "-", "+", "COUNT", 1)
     await obs.store.command("XDEL", keys.stream(0), rows[0][0])
     await audit.step(1)
-    assert await gauges(obs, "observatory_conservation_drift") == {"events": 7, "dead_letters": 0}
+    assert await gauges(obs, "observatory_conservation_drift") == {"events": 7, "dead_letters": 0, "reservations": 0}
     await obs.store.command("HINCRBY", keys.ledger(0), "applied", 9)
     await obs.store.command("DEL", keys.dead(0))
     await audit.step(1)
-    assert await gauges(obs, "observatory_conservation_drift") == {"events": -2, "dead_letters": 1}
+    assert await gauges(obs, "observatory_conservation_drift") == {"events": -2, "dead_letters": 1, "reservations": 0}
 
 
 async def test_long_stream_is_counted_by_pages(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +97,76 @@ async def test_long_stream_is_counted_by_pages(opening: Open, monkeypatch: pytes
     monkeypatch.setattr(survey, "_survey", meddling)
     assert await survey.drift(obs.store, 0) is None
     assert seen == 3
+
+
+async def test_holds_are_reserved_once_and_end_once(opening: Open, server: Server, namespace: str, tmp_path: Path) -> None:
+    """Settled, cancelled, run out, settled late or twice, answers lost, renewed, of several limits: in the ledger once."""
+    obs = await opening()
+    obs.rate_limiter.define(
+        Limit("tokens", 100_000, per="1s", unit="tokens"), Limit("calls", 100_000, per="1s"), Limit("slots", 50, unit="slots")
+    )
+    reserve = obs.rate_limiter.reserve
+    for one in [await reserve("tokens", "ann", 10) for _ in range(10)]:
+        await one.settle(7)
+        await one.settle(7)
+    for one in [await reserve("slots", "ann") for _ in range(5)]:
+        await one.settle()
+    await (await reserve("tokens", "ann", 10)).cancel()
+    both = await reserve(["tokens", "calls"], "ann", {"tokens": 5})
+    await reserve(["tokens", "calls"], "ann", {"tokens": 5}, id=both.hold)
+    assert await reservations(obs.store) == Reservations(18, 15, 1, 0, 2)
+    await both.renew(30.0)
+    await both.settle()
+    late = await reserve("tokens", "bob", 10, lease=0.05)
+    await reserve("tokens", "bob", 10, lease=0.05)
+    await asyncio.sleep(0.1)
+    await obs.rate_limiter.peek("tokens", "bob")
+    assert (await late.settle(3)).late
+    assert await reservations(obs.store) == Reservations(20, 17, 1, 2, 0), (
+        "what was reaped has ended; a late settlement ends nothing"
+    )
+    async with (
+        proxy(server.path, tmp_path / "p") as between,
+        Observatory("asking", redis_url=between.url, namespace=namespace) as asking,
+    ):
+        asking.rate_limiter.define(Limit("lossy", 100_000, per="1s", on_store_down="closed"))
+        for number in range(30):
+            held = None if number % 2 else await asking.rate_limiter.reserve("lossy", "ann")
+            between.swallow_replies = True
+            asked = held.settle() if held else asking.rate_limiter.reserve("lossy", "ann", lease=0.05)
+            waiting = asyncio.ensure_future(asked)
+            await asyncio.sleep(0.005)
+            between.cut()
+            between.swallow_replies = False
+            with suppress(StoreUnavailable):
+                await waiting
+            await asking.ready()
+            if held:
+                await held.settle()
+    found = await reservations(obs.store)
+    assert found.drift == 0
+    assert found.reserved > 20 + 20
+    assert found.settled == 17 + 15
+
+
+async def test_holds_of_the_dead_are_reaped_in_the_ledger_too(obs: Observatory) -> None:
+    """Of buckets that nobody asks any more: a minute after they ran out, by the audit or by the next who holds something."""
+    obs.rate_limiter.define(Limit("calls", 100_000, per="1s"))
+    for number in range(20):
+        await obs.rate_limiter.reserve("calls", f"dead-{number}", lease=0.05)
+    await asyncio.sleep(0.1)
+    assert await reservations(obs.store) == Reservations(20, 0, 0, 0, 20)
+    later = (obs.store.server_us() or 0) + 61_000_000
+    assert list(await ledger._survey(obs.store.bulk(), fence=obs.store.keys.fence(), now_us=later)) == [20, 0, 0, 20, 0]
+    # Who comes by after all ends nothing a second time.
+    for number in range(20):
+        await obs.rate_limiter.peek("calls", f"dead-{number}")
+    audit = Audit(obs)
+    await audit.step(1)
+    assert await gauges(obs, "observatory_conservation_drift") == {"events": 0, "dead_letters": 0, "reservations": 0}
+    await obs.store.command("HINCRBY", f"{obs.store.keys.fence()}:holds:ledger", "settled", 3)
+    await audit.step(1)
+    assert (await gauges(obs, "observatory_conservation_drift"))["reservations"] == -3
 
 
 WRITER = """
