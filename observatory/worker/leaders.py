@@ -113,7 +113,7 @@ class Leaders:
         """The renewed lease, or the old one while the store is away; None when somebody had it between."""
         try:
             renewed = await self._obs.leases.acquire(f"role:{role.name}", self._lease)
-        except StoreError:
+        except ObservatoryError:
             return lease
         # A higher fence: it ran out, and is ours again. What began under the old one is not continued.
         return renewed if renewed is not None and renewed.fence == lease.fence else None

@@ -5,7 +5,7 @@ it writes to the store it writes with the fence, or in a way that does no harm w
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Protocol
 
 from ..client import Observatory
@@ -31,6 +31,24 @@ class Role(Protocol):
 
     def leave(self) -> None:
         """The role is not ours any more. No I/O."""
+
+
+class Chore:
+    """A role that is one call and leaves nothing behind.
+
+    ROLES["compaction"] = lambda obs: Chore("compaction", 10.0, obs.metrics.compact)
+    """
+
+    def __init__(self, name: str, every: float, run: Callable[[], Awaitable[object]]) -> None:
+        self.name = name
+        self.every = every
+        self._run = run
+
+    async def step(self, fence: int) -> None:
+        await self._run()
+
+    def leave(self) -> None:
+        pass
 
 
 ROLES: Final[dict[str, Callable[[Observatory], Role]]] = {

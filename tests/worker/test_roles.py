@@ -15,6 +15,7 @@ from observatory.clock import monotonic
 from observatory.errors import ConfigurationError
 from observatory.worker import Worker, chosen
 from observatory.worker.leaders import Leaders
+from observatory.worker.roles import Chore
 from tests.conftest import Open
 from tests.servers import Server, command, environment, free_port, process
 from tests.worker.events import call, settled, until, working
@@ -133,6 +134,21 @@ async def test_zombie_leader_is_harmless(opening: Open) -> None:
     )
     for side in (zombie.leaders, heir.leaders):
         await side.stop()
+
+
+async def test_chore_is_a_role_of_one_call(obs: Observatory) -> None:
+    """What others add to the table in one line."""
+    times = 0
+
+    async def run() -> None:
+        nonlocal times
+        times += 1
+
+    side = Leaders(obs, [Chore("tidying", 0.02, run)], 0.9)
+    side.start()
+    await until(lambda: times > 3 and side.leads == ("tidying",), "it is done again and again")
+    await side.stop()
+    assert side.leads == ()
 
 
 async def test_failing_step_is_told_and_goes_on(obs: Observatory) -> None:
