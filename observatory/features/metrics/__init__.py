@@ -1,7 +1,7 @@
 """Counters, gauges and histograms: recorded locally, flushed exactly once, asked of the whole fleet."""
 
+from .handles import Counter, Gauge, Histogram
 from .metrics import Metrics
 from .query import Point, Result, Series
-from .recorder import Counter, Gauge, Histogram
 
 __all__ = ["Counter", "Gauge", "Histogram", "Metrics", "Point", "Result", "Series"]
