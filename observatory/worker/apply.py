@@ -8,11 +8,12 @@ import msgspec
 from .. import names
 from ..errors import ObservatoryError
 from ..features.events import Envelope
+from ..features.metrics.handles import Counter, Histogram
 from ..features.metrics.recorder import Recorder
 from ..features.metrics.waiting import Group
 from ..features.metrics.wire import KEEP_WINDOWS_MS, deltas, targets, window_of
 from ..keys import Key
-from ..llm.call import LLM_CALL, CallData, measure
+from ..llm.call import LLM_CALL, CallData, Meters
 from ..store.script import lua
 from ..store.store import Bulk
 
@@ -48,16 +49,17 @@ def _apply(
 
 
 class _Into:
-    """A recorder as `measure` writes to it."""
+    """A recorder, and what calls write to it."""
 
-    def __init__(self, max_series: int) -> None:
+    def __init__(self, max_series: int, labels: tuple[str, ...]) -> None:
         self.recorder = Recorder(max_series)
+        self.meters = Meters(self, labels)
 
-    def increment_counter(self, metric: str, value: Any = 1, labels: Any = None) -> None:
-        self.recorder.add(metric, "counter", value, labels)
+    def counter(self, name: str) -> Counter:
+        return Counter(self.recorder, name)
 
-    def record_histogram(self, metric: str, value: float, labels: Any = None) -> None:
-        self.recorder.add(metric, "histogram", value, labels)
+    def histogram(self, name: str) -> Histogram:
+        return Histogram(self.recorder, name)
 
 
 class Meaning:
@@ -87,11 +89,11 @@ class Meaning:
         window = window_of(envelope.at_us if in_reach else self._now_us)
         into = self._windows.get(window)
         if into is None:
-            into = self._windows[window] = _Into(self._max_series)
+            into = self._windows[window] = _Into(self._max_series, self._labels)
         if envelope.type == LLM_CALL and not envelope.counted:
             call = msgspec.msgpack.decode(envelope.data, type=CallData)
-            measure(into, call, envelope.dimensions, self._labels)
-        into.increment_counter(names.EVENTS_APPLIED, 1, {"type": envelope.type})
+            into.meters.measure(call, envelope.dimensions)
+        into.recorder.increment_counter(names.EVENTS_APPLIED, 1, {"type": envelope.type})
         self.applied += 1
 
     def groups(self) -> list[tuple[int, Group]]:

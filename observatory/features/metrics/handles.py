@@ -1,13 +1,14 @@
 """Metrics with labels bound once: what is recorded often."""
 
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from ...clock import monotonic
 from ...names import Kind
-from ...units import MAX_EXACT
+from ...units import MAX_EXACT, NANO
 from .recorder import Labels, Recorder
-from .tables import FOLD_AT, ROUGH_BELOW
+from .tables import FOLD_AT, LARGEST, ROUGH_BELOW
 
 _NOTHING: Labels = {}
 
@@ -49,7 +50,14 @@ class Counter(_Handle):
             return None
         return self._long(value)
 
-    def bind(self, **labels: str) -> "Counter":
+    def add_nano(self, nano: int) -> None:
+        """As `add`, in billionths: that is how money is counted, exactly."""
+        found = self._series
+        if found is None or type(nano) is not int or not 0 <= nano <= LARGEST:
+            return self._long(Fraction(nano, NANO) if type(nano) is int else None)
+        return self._recorder.put(found, nano)
+
+    def bind(self, /, **labels: str) -> "Counter":
         return Counter(self._recorder, self._name, self._with(labels))
 
 
@@ -64,7 +72,7 @@ class Gauge(_Handle):
     def add(self, value: float, **labels: str) -> None:
         self._recorder.adjust(self._name, value, self._with(labels))
 
-    def bind(self, **labels: str) -> "Gauge":
+    def bind(self, /, **labels: str) -> "Gauge":
         return Gauge(self._recorder, self._name, self._with(labels))
 
 
@@ -86,5 +94,5 @@ class Histogram(_Handle):
             return None
         return self._long(value)
 
-    def bind(self, **labels: str) -> "Histogram":
+    def bind(self, /, **labels: str) -> "Histogram":
         return Histogram(self._recorder, self._name, self._with(labels))
