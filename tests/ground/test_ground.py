@@ -129,6 +129,7 @@ def test_short_way_to_billionths_is_the_long_one(value: float) -> None:
 )
 @example(value=0.5e-6)
 @example(value=1.5e-6)
+@example(value=270881.3159205)
 @example(value=Decimal("0.0000000005"))
 def test_quick_rounding_is_the_exact_one(value: float | Decimal) -> None:
     """Of the shortest decimal form, halves to even, whatever the type: durations and dollars."""
