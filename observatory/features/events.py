@@ -34,10 +34,14 @@ _TYPE = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 MAX_EVENT = 65_536
 _ENCODER = msgspec.msgpack.Encoder()
+_NOT_ENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
 
 class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event as it lies on the stream. `at_us`: server time. `counted`: its metrics were written by who saw it."""
+    """An event as it lies on the stream. `at_us`: server time. `counted`: its metrics were written by who saw it.
+
+    data: read, it is raw; written, it may also be what is not encoded yet.
+    """
 
     type: str
     at_us: int
@@ -112,8 +116,11 @@ def checked_type(value: object) -> str:
 
 
 def encoded(envelope: Envelope) -> bytes:
-    """As it is written. InvalidArgument above 64 KiB."""
-    payload = _ENCODER.encode(envelope)
+    """As it is written. InvalidArgument above 64 KiB, NotEncodable where its data has no such form."""
+    try:
+        payload = _ENCODER.encode(envelope)
+    except _NOT_ENCODABLE as error:
+        raise NotEncodable(f"an event's data cannot be encoded: {error}") from error
     if len(payload) > MAX_EVENT:
         raise InvalidArgument(f"an event must be at most {MAX_EVENT} bytes, got {len(payload)}")
     return payload
@@ -123,7 +130,7 @@ def packed(data: Any) -> msgspec.Raw:
     """The data of an event, whatever the msgspec types in it. NotEncodable."""
     try:
         return msgspec.Raw(_ENCODER.encode(data))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except _NOT_ENCODABLE as error:
         raise NotEncodable(f"an event's data cannot be encoded: {error}") from error
 
 
@@ -172,9 +179,8 @@ class Events:
         """Buffer one event. `counted`: its metrics are written by this process; of two threads with one id, one hears `new`."""
         known = new_id() if id is None else checked_id(id)
         bound = dimensions.current()
-        payload = encoded(
-            Envelope(kind, self._now_us(), packed(data), {**bound, **(about or {})} if bound or about else {}, counted)
-        )
+        around = {**bound, **about} if about else dict(bound) if bound else {}
+        payload = encoded(Envelope(kind, self._now_us(), data, around, counted))
         with self._lock:
             if id is not None and self._seen(known):
                 return Put(known, new=False)

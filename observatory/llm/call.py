@@ -14,6 +14,8 @@ from ..types import Amount, Dimensions
 
 LLM_CALL = "llm_call"
 STATUSES = ("success", "error", "refused")
+_EXACT_AS_DOUBLE = 10**15
+"""Below, billionths that went through a double come back to the last one: two errors of 2^-53 are less than a quarter."""
 MAX_METERS = 1000
 """Of how many providers, models and labels the series are remembered. Beyond, they are looked for again."""
 
@@ -92,10 +94,9 @@ class CallData(_Call, frozen=True, omit_defaults=True):
 
 
 class Counting(Protocol):
-    """A counter with its labels. add_nano: billionths, which is how money is counted."""
+    """A counter with its labels."""
 
     def add(self, value: Any = 1) -> None: ...
-    def add_nano(self, nano: int) -> None: ...
     def bind(self, /, **labels: str) -> "Counting": ...
 
 
@@ -167,7 +168,8 @@ class Meters:
             if usage.output_tokens:
                 meter.output.add(usage.output_tokens)
         if call.cost_usd is not None:
-            meter.cost.add_nano(units.units(call.cost_usd, "usd") if nano_usd is None else nano_usd)
+            nano = units.units(call.cost_usd, "usd") if nano_usd is None else nano_usd
+            meter.cost.add(nano / 1e9 if nano < _EXACT_AS_DOUBLE else call.cost_usd)
         elif usage is not None:
             meter.unpriced.add(1)
 

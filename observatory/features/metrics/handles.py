@@ -1,14 +1,13 @@
 """Metrics with labels bound once: what is recorded often."""
 
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 from ...clock import monotonic
 from ...names import Kind
-from ...units import MAX_EXACT, NANO
+from ...units import MAX_EXACT
 from .recorder import Labels, Recorder
-from .tables import FOLD_AT, LARGEST, ROUGH_BELOW
+from .tables import FOLD_AT, ROUGH_BELOW
 
 _NOTHING: Labels = {}
 
@@ -49,13 +48,6 @@ class Counter(_Handle):
                 self._recorder.fold(found)
             return None
         return self._long(value)
-
-    def add_nano(self, nano: int) -> None:
-        """As `add`, in billionths: that is how money is counted, exactly."""
-        found = self._series
-        if found is None or type(nano) is not int or not 0 <= nano <= LARGEST:
-            return self._long(Fraction(nano, NANO) if type(nano) is int else None)
-        return self._recorder.put(found, nano)
 
     def bind(self, /, **labels: str) -> "Counter":
         return Counter(self._recorder, self._name, self._with(labels))

@@ -109,13 +109,6 @@ class Recorder:
             return None
         return found if kept else None
 
-    def put(self, found: CounterSeries, nano: int) -> None:
-        """Add billionths, which have been checked, to a counter that is known."""
-        with self._lock:
-            if monotonic() >= self.until:
-                self._close()
-            found.nano += nano
-
     def adjust(self, metric: str, by: float, labels: Labels | None = None) -> None:
         """Move a gauge by so much."""
         try:
