@@ -2,7 +2,7 @@
 
 import sys
 
-from . import bench_growth, bench_rate_limiter, bench_reservations, bench_worker
+from . import bench_growth, bench_metrics, bench_rate_limiter, bench_reservations, bench_worker
 from .harness import main
 
 if __name__ == "__main__":
@@ -10,6 +10,7 @@ if __name__ == "__main__":
         main(bench_rate_limiter.BENCHMARK),
         main(bench_reservations.BENCHMARK),
         bench_growth.run(),
+        main(bench_metrics.BENCHMARK),
         main(bench_worker.BENCHMARK),
     ]
     sys.exit(max(broken))

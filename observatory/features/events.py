@@ -4,8 +4,9 @@ A process's own events travel in numbered batches (exactly once by watermark). E
 come again to another instance, are told apart by their ids. Memory is bounded on both ends, and what is dropped is counted.
 """
 
+import os
+import random
 import re
-import secrets
 import threading
 import time
 from collections import deque
@@ -36,10 +37,15 @@ ENTRY_BYTES = 262_144
 """A stream entry takes no further event beyond this, so that who reads a number of entries knows how much it is at most."""
 MAX_BUFFERED_BYTES = 64 * 2**20
 """Bytes that a process keeps while the store is away, however few events they are."""
+_ENCODER = msgspec.msgpack.Encoder()
+_NOT_ENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
 
 class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event as it lies on the stream. `at_us`: server time. `counted`: its metrics were written by who saw it."""
+    """An event as it lies on the stream. `at_us`: server time. `counted`: its metrics were written by who saw it.
+
+    data: read, it is raw; written, it may also be what is not encoded yet.
+    """
 
     type: str
     at_us: int
@@ -91,9 +97,14 @@ def _accept(
 ) -> Awaitable[list[int]]: ...
 
 
+_dice = random.Random()
+"""Our own, seeded by the system: an application that seeds `random` alike in every replica must not give one id twice."""
+os.register_at_fork(after_in_child=_dice.seed)
+
+
 def new_id() -> str:
     """An id that sorts by time and was never used before."""
-    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(8)}"
+    return (time.time_ns() // 1_000_000 << 64 | _dice.getrandbits(64)).to_bytes(14, "big").hex()[1:]
 
 
 def checked_id(value: object) -> str:
@@ -109,8 +120,11 @@ def checked_type(value: object) -> str:
 
 
 def encoded(envelope: Envelope) -> bytes:
-    """As it is written. InvalidArgument above 64 KiB."""
-    payload = msgspec.msgpack.encode(envelope)
+    """As it is written. InvalidArgument above 64 KiB, NotEncodable where its data has no such form."""
+    try:
+        payload = _ENCODER.encode(envelope)
+    except _NOT_ENCODABLE as error:
+        raise NotEncodable(f"an event's data cannot be encoded: {error}") from error
     if len(payload) > MAX_EVENT:
         raise InvalidArgument(f"an event must be at most {MAX_EVENT} bytes, got {len(payload)}")
     return payload
@@ -119,8 +133,8 @@ def encoded(envelope: Envelope) -> bytes:
 def packed(data: Any) -> msgspec.Raw:
     """The data of an event, whatever the msgspec types in it. NotEncodable."""
     try:
-        return msgspec.Raw(msgspec.msgpack.encode(data))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return msgspec.Raw(_ENCODER.encode(data))
+    except _NOT_ENCODABLE as error:
         raise NotEncodable(f"an event's data cannot be encoded: {error}") from error
 
 
@@ -170,27 +184,20 @@ class Events:
     def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> Put:  # noqa: A002
         """Buffer one event. `counted`: its metrics are written by this process; of two threads with one id, one hears `new`."""
         known = new_id() if id is None else checked_id(id)
-        envelope = Envelope(
-            type=kind,
-            at_us=self._now_us(),
-            data=packed(data),
-            dimensions={**dimensions.current(), **(about or {})},
-            counted=counted,
-        )
-        payload = encoded(envelope)
+        bound = dimensions.current()
+        around = {**bound, **about} if about else dict(bound) if bound else {}
+        payload = encoded(Envelope(kind, self._now_us(), data, around, counted))
         with self._lock:
-            if self._seen(known, given=id is not None):
+            if id is not None and self._seen(known):
                 return Put(known, new=False)
             self._buffer.append((known, payload))
             self._buffered_bytes += len(payload)
             while len(self._buffer) > self._max_buffered or self._buffered_bytes > MAX_BUFFERED_BYTES:
                 self._buffered_bytes -= len(self._buffer.popleft()[1])
                 self.dropped += 1
-        return Put(known, new=True)
+        return Put(known, True)
 
-    def _seen(self, known: str, *, given: bool) -> bool:
-        if not given:
-            return False
+    def _seen(self, known: str) -> bool:
         if known in self._recent:
             return True
         self._recent[known] = None

@@ -7,20 +7,24 @@ import msgspec
 
 from ..errors import ObservatoryError
 from ..features.events import Envelope
+from ..features.metrics.handles import Counter, Histogram
+from ..features.metrics.recorder import Recorder
 from ..features.metrics.waiting import Group
 from ..features.metrics.wire import deltas, targets, window_of
 from ..keys import Key
-from ..llm.call import LLM_CALL
+from ..llm.call import LLM_CALL, Meters, StoredCall, nano
+from ..names import EVENTS_APPLIED
 from ..store.script import lua
 from ..store.store import Bulk
-from .tally import Call, Tally
 
 MAX_DEAD = 10_000
 """Buried events kept per partition."""
 _ANCIENT_US = 24 * 3600 * 1_000_000
 _AHEAD_US = 60 * 1_000_000
+_TYPES = 1000
+"""Types of events whose series are remembered in a run."""
 _ENVELOPE = msgspec.msgpack.Decoder(Envelope)
-_CALL = msgspec.msgpack.Decoder(Call)
+_CALL = msgspec.msgpack.Decoder(StoredCall)
 
 Entry = tuple[bytes, list[bytes]]
 """A stream entry: its id; and event id, payload, event id, payload …"""
@@ -51,6 +55,30 @@ def _apply(
 ) -> Awaitable[list[Any]]: ...
 
 
+class _Into:
+    """A recorder, and what events write to it."""
+
+    def __init__(self, max_series: int, labels: tuple[str, ...]) -> None:
+        self.recorder = Recorder(max_series)
+        self.meters = Meters(self, labels)
+        self._applied: dict[str, Counter] = {}
+
+    def counter(self, name: str) -> Counter:
+        return Counter(self.recorder, name)
+
+    def histogram(self, name: str) -> Histogram:
+        return Histogram(self.recorder, name)
+
+    def count(self, kind: str) -> None:
+        """One event of this type."""
+        found = self._applied.get(kind)
+        if found is None:
+            found = self.counter(EVENTS_APPLIED).bind(type=kind)
+            if len(self._applied) < _TYPES:
+                self._applied[kind] = found
+        found.add(1)
+
+
 class Meaning:
     """Events read, taken together. max_series: of a metric in one run's window; the rest fold into one and are counted."""
 
@@ -58,7 +86,7 @@ class Meaning:
         self._labels = labels
         self.max_series = max_series
         self._now_us = now_us
-        self._windows: dict[int, Tally] = {}
+        self._windows: dict[int, _Into] = {}
         self.applied = 0
         self.buried: list[tuple[bytes, bytes, str]] = []
 
@@ -80,16 +108,17 @@ class Meaning:
         window = window_of(at_us)
         into = self._windows.get(window)
         if into is None:
-            into = self._windows[window] = Tally(self._labels, self.max_series)
+            into = self._windows[window] = _Into(self.max_series, self._labels)
         kind = envelope.type
         if kind == LLM_CALL and not envelope.counted:
-            into.call(_CALL.decode(envelope.data), envelope.dimensions)
-        into.event(kind)
+            call = _CALL.decode(envelope.data)
+            into.meters.measure(call, envelope.dimensions, nano(call.cost_usd))
+        into.count(kind)
         self.applied += 1
 
     def groups(self) -> list[tuple[int, Group]]:
         """What is to be added, by window. Asked once."""
-        return [(window, group) for window, into in sorted(self._windows.items()) for group in into.groups()]
+        return [(window, group) for window, into in sorted(self._windows.items()) for group in into.recorder.freeze()]
 
 
 def after(entry: str) -> str:
