@@ -124,6 +124,7 @@ class Door:
         said = {"http.request.method": scope["method"], "url.path": scope["path"]}
         connections = self._connections
         connections.add(1)
+        bound = dimensions.request_id.set(request_id)
         try:
             with self._obs.tracing.serving(scope["method"], _trace_context(scope), said) as span:
                 try:
@@ -136,6 +137,7 @@ class Door:
                     if span is not None:
                         _describe(span, scope, reply.status)
         finally:
+            dimensions.request_id.reset(bound)
             connections.add(-1)
 
     async def _serve(self, scope: Scope, receive: Receive, reply: Reply) -> None:

@@ -1,40 +1,33 @@
-"""Observatory: what a user holds. It lends the store to the rooms below, and has no thought of its own."""
+"""Observatory: what a user holds: opening and closing, and what crosses rooms."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from functools import wraps
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from opentelemetry.trace import Span
 
-from . import dimensions
-from .clock import ServerClock
-from .errors import NotOpen, ObservatoryError, StoreUnavailable
-from .features.cache import Cache, CacheSpace
-from .features.dead_letters import DeadLetters
-from .features.events import Events
-from .features.leases import Leases
-from .features.metrics import Metrics
+from . import dimensions, health
+from .errors import NotOpen
+from .features.cache import Cache
 from .features.presence import Member, Presence
-from .features.rate_limiter import RateLimiter
-from .features.retry import Retry
-from .lifetime import Lifetime
-from .llm import Calls, Usage
-from .logs import Logger
-from .rooms import room
+from .household import Household
+from .llm import Usage
+from .pen import Pen
 from .settings import Settings
-from .store.check import Health, describe, findings
+from .store.check import Health
 from .store.store import Store
 from .tracing import Tracing
-from .types import Amount, Clock, Dimensions
+from .types import Amount, Dimensions
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Observatory:
+class Observatory(Household):
     """One per process, made at import time: no I/O, no event loop, until it is opened. Opening is counted (nesting is fine) and
     may be repeated.
 
@@ -42,98 +35,6 @@ class Observatory:
     OBSERVATORY_REDIS_URL, else an embedded server where that is harmless. namespace: part of every key. settings: as made by
     Settings.load; None: loaded when first needed.
     """
-
-    def __init__(
-        self,
-        service_name: str | None = None,
-        *,
-        redis_url: str | None = None,
-        namespace: str | None = None,
-        settings: Settings | None = None,
-        role: str = "client",
-        clock: Clock | None = None,
-    ) -> None:
-        self._given = {"service_name": service_name, "redis_url": redis_url, "namespace": namespace}
-        self._fixed = settings
-        self._clock: Clock = clock or ServerClock()
-        self._lifetime = Lifetime(role, flush=self._last_flush, flush_regularly=self._flush_regularly, forget=self._forget)
-
-    # the rooms, made when first used
-    @room
-    def settings(self) -> Settings:
-        """As read when first needed, and anew at each opening."""
-        return self._load()
-
-    def _load(self) -> Settings:
-        given: dict[str, Any] = {name: value for name, value in self._given.items() if value is not None}
-        return Settings.load(None, **given) if self._fixed is None else self._fixed.replace(**given)
-
-    @room
-    def metrics(self) -> Metrics:
-        lifetime = self._lifetime
-        return Metrics(lifetime.store, max_series=self.settings.metrics.max_series, partition=lifetime.partition)
-
-    @room
-    def events(self) -> Events:
-        lifetime, settings = self._lifetime, self.settings.events
-        return Events(
-            lifetime.store,
-            self.metrics,
-            now_us=lifetime.now_us,
-            partition=lifetime.partition,
-            max_entries=settings.max_entries,
-            max_buffered=settings.max_buffered,
-        )
-
-    @room
-    def dead_letters(self) -> DeadLetters:
-        return DeadLetters(self._lifetime.store, self.settings.events.max_entries, self.events.count_dropped)
-
-    @room
-    def rate_limiter(self) -> RateLimiter:
-        lifetime, settings = self._lifetime, self.settings
-        return RateLimiter(
-            *(lifetime.store, self._clock, self.metrics, settings.limits),
-            replicas=settings.redis.replicas,
-            owner=lambda: lifetime.identity,
-            instances=lifetime.most_live,
-        )
-
-    @room
-    def retry(self) -> Retry:
-        return Retry.of(self.metrics, self.settings.retry)
-
-    @room
-    def leases(self) -> Leases:
-        return Leases(self._lifetime.store, lambda: self._lifetime.identity)
-
-    @room
-    def logger(self) -> Logger:
-        log = self.settings.log
-        return Logger(self.service_name, self.instance, level=log.level, format=log.format)
-
-    @room
-    def tracing(self) -> Tracing:
-        return Tracing(self.service_name, self.instance, self.settings.tracing.sample_ratio)
-
-    @room
-    def _calls(self) -> Calls:
-        return Calls(self.metrics, self.events, self.settings.metrics.dimensions)
-
-    @room
-    def _caches(self) -> CacheSpace:
-        cache = self.settings.cache
-        store = self._lifetime.cache_store
-        return CacheSpace(store, self.metrics, ttl=cache.ttl, jitter=cache.jitter, max_value=cache.max_value)
-
-    @property
-    def service_name(self) -> str:
-        return self.settings.service_name or "observatory"
-
-    @property
-    def instance(self) -> str:
-        """This process's name; a forked child has another."""
-        return self.settings.instance or self._lifetime.identity
 
     @property
     def is_open(self) -> bool:
@@ -164,8 +65,10 @@ class Observatory:
         """Flush, say goodbye, close. Bounded by settings.shutdown_timeout, by two seconds with Redis away; completes also when
         the caller is cancelled meanwhile (the cancellation is delivered afterwards)."""
         await self._lifetime.aclose()
-        if not self.is_open and "tracing" in self.__dict__:
-            await self.tracing.aclose(self.settings.shutdown_timeout)
+        if not self.is_open:
+            rooms: list[Tracing | Pen] = [self.logger.pen] if "logger" in self.__dict__ else []
+            rooms += [self.tracing] if "tracing" in self.__dict__ else []
+            await asyncio.gather(*(one.aclose(self.settings.shutdown_timeout) for one in rooms))
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -186,49 +89,13 @@ class Observatory:
         """What was recorded here is acknowledged by Redis when it returns; StoreUnavailable otherwise (nothing is lost)."""
         await asyncio.gather(self.events.flush(), self.metrics.flush())
 
-    async def _last_flush(self) -> None:
-        await self.rate_limiter.aclose()
-        await asyncio.gather(self.events.flush(), self.metrics.retire())
-
-    async def _flush_regularly(self) -> None:
-        await asyncio.gather(self.events.flush(), self.metrics.flush_regularly())
-
-    def _forget(self) -> None:
-        """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "tracing", "rate_limiter"):
-            if name in self.__dict__:
-                self.__dict__[name].forget()
-        if "logger" in self.__dict__:
-            self.logger.rename(self.instance)
-
     async def ready(self, *, timeout: float = 5.0) -> None:
         """StoreUnavailable when Redis does not answer in time."""
-        store, presence = self.store, self._lifetime.presence
-        deadline = asyncio.get_running_loop().time() + timeout
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await store.ping()
-                    if not store.joined and presence is not None:
-                        await presence.beat()
-                    return
-            except TimeoutError:
-                raise StoreUnavailable(f"the store did not answer within {timeout:g} s") from None
-            except StoreUnavailable:
-                if asyncio.get_running_loop().time() + 0.1 >= deadline:
-                    raise
-                await asyncio.sleep(0.1)
+        await health.ready(self.store, self._lifetime.presence, timeout)
 
     async def health(self) -> Health:
         """How this process is: ok, degraded (something to look at), down (the store does not answer)."""
-        try:
-            await self.store.ping()
-            checks = tuple(await findings(self.store, self.settings.redis.allow_eviction))
-        except ObservatoryError as error:
-            return Health("down", 0, (describe(error),))
-        degraded = any(finding.status in ("bad", "warn") for finding in checks)
-        live = 0 if self._lifetime.presence is None else self._lifetime.presence.live
-        return Health("degraded" if degraded else "ok", live, checks)
+        return await health.health(self.store, self._lifetime.presence, self.settings.redis.allow_eviction)
 
     async def instances(self) -> tuple[Member, ...]:
         """Every live instance of the namespace."""
@@ -274,15 +141,14 @@ class Observatory:
         """An OpenTelemetry span. parent: headers with a traceparent."""
         return self.tracing.span(name, attributes, kind=kind, parent=parent)
 
-    def observe(self, fn: Callable[P, Awaitable[T]], /) -> Callable[P, Awaitable[T]]:
-        """Span and errors of an async function."""
-
-        @wraps(fn)
-        async def observed(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self.span(getattr(fn, "__qualname__", "call")):
-                return await fn(*args, **kwargs)
-
-        return observed
+    @overload
+    def observe(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
+    @overload
+    def observe(self, *, name: str | None = None, capture: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+    def observe(self, fn: Any = None, *, name: str | None = None, capture: bool = False) -> Any:
+        """Span, duration and errors of an async function or generator. capture: arguments and result too, redacted."""
+        observed = partial(self._observer.observed, name=name, capture=capture)
+        return observed if fn is None else observed(fn)
 
     def record_request(
         self,
@@ -302,9 +168,9 @@ class Observatory:
         """One call, everything written: requests, latency, tokens, cost, errors, and an event. Sync; returns the event's id.
 
         latency, time_to_first_token: seconds. cost_usd None: counted as unpriced. The same id counts once in this process.
-        InvalidArgument names the field; nothing was written then.
+        InvalidArgument names the field; nothing was written then. The current span carries the cost.
         """
-        return self._calls.record(
+        recorded = self._calls.record(
             provider,
             model,
             latency=latency,
@@ -318,3 +184,5 @@ class Observatory:
             dimensions=dimensions or {},
             trace_id=self.tracing.trace_id,
         )
+        self.tracing.spent(cost_usd or 0)
+        return recorded

@@ -10,6 +10,8 @@ from .errors import InvalidArgument
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 _bound: ContextVar[Mapping[str, str]] = ContextVar("observatory_dimensions", default=_EMPTY)
+request_id: ContextVar[str | None] = ContextVar("observatory_request_id", default=None)
+"""Of the HTTP request at hand, bound by the ASGI door."""
 
 
 class _Threads:

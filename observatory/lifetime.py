@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from .background import Background, Job
 from .errors import NotOpen, StoreError, StoreMisconfigured, StoreUnavailable
 from .features.presence import BEAT_EVERY, Presence, Says
-from .logs import INTERNAL, handler
+from .logs import INTERNAL, Logger
 from .settings import Settings
 from .store.address import Address, address, home
 from .store.check import refuse_unfit
@@ -32,7 +32,8 @@ class Lifetime:
     """What is there between opening and closing. Rooms ask it for the store; nobody else holds one.
 
     flush: deliver all that was recorded, for the last time. flush_regularly: what is due, as the background does it.
-    forget: drop what a forked child must not share with its parent.
+    forget: drop what a forked child must not share with its parent. duties: what else the background does. logger: whose pen
+    writes our own lines too.
     """
 
     def __init__(
@@ -42,11 +43,15 @@ class Lifetime:
         flush: Callable[[], Awaitable[None]],
         flush_regularly: Callable[[], Awaitable[None]],
         forget: Callable[[], None],
+        duties: Callable[[], tuple[Job, ...]],
+        logger: Callable[[], Logger],
     ) -> None:
         self._role = role
         self._flush = flush
         self._flush_regularly = flush_regularly
         self._forget = forget
+        self._duties = duties
+        self._logger = logger
         self.identity = _new_identity()
         self._reset()
         _alive.add(self)
@@ -124,7 +129,7 @@ class Lifetime:
     async def _start(self, settings: Settings) -> None:
         name = settings.service_name or "observatory"
         self._settings = settings
-        self._shown = _show_own_lines(settings)
+        self._shown = _show_own_lines(self._logger())
         try:
             for warning in settings.warnings:
                 INTERNAL.warning("%s", warning)
@@ -139,6 +144,7 @@ class Lifetime:
                 (
                     Job("beat", BEAT_EVERY, self._beat),
                     Job("flush", settings.metrics.flush_every, self._flush_regularly),
+                    *self._duties(),
                 )
             )
             await self._meet(store, self.presence, settings)
@@ -169,6 +175,8 @@ class Lifetime:
             return
         await self.presence.beat()
         self._number = self.presence.number
+        if self._role != "cli":  # which has its own way of saying things
+            self._logger().follow(self.presence.log_level)
         if not self._examined:
             try:
                 await refuse_unfit(self._store, self._settings.redis.allow_eviction)
@@ -276,15 +284,15 @@ def _new_identity() -> str:
     return f"{socket.gethostname().split('.', 1)[0]}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
-def _show_own_lines(settings: Settings) -> logging.Handler | None:
+def _show_own_lines(logger: Logger) -> logging.Handler | None:
     """Our own lines on stderr, unless the application has handlers: then they go there."""
+    logger.pen.begin()
     # A NullHandler is all that we ever add at import.
     if logging.getLogger().handlers or len(INTERNAL.handlers) > 1:
         return None
-    shown = handler(settings.log.format)
-    INTERNAL.addHandler(shown)
-    INTERNAL.setLevel(settings.log.level.upper())
-    return shown
+    INTERNAL.addHandler(logger.pen)
+    INTERNAL.setLevel(logger.level.upper())
+    return logger.pen
 
 
 def _after_fork_in_child() -> None:

@@ -1,17 +1,19 @@
 """OpenTelemetry spans with W3C context in and out. The SDK is loaded only when a span is asked for."""
 
-import asyncio
 import contextlib
-import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from traceback import format_exception
 from typing import Any, Literal
 
 from opentelemetry import baggage, context, propagate, trace
-from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 
-from . import dimensions
+from . import dimensions, otlp
+from .errors import InvalidArgument
+from .names import SPAN_COST as COST
+from .redaction import Redactor
+from .types import Amount
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 
@@ -25,12 +27,27 @@ def ids() -> dict[str, str]:
 
 
 class Tracing:
-    """Spans of one service. Uses the global tracer provider where the application has set one, else one of its own."""
+    """Spans of one service. Uses the global tracer provider where the application has set one, else one of its own.
 
-    def __init__(self, service: str, instance: str, sample_ratio: float) -> None:
+    sample_ratio, slow_after, expensive_usd: as in the settings; of our own provider. redactor: for the texts of exceptions.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        instance: str,
+        *,
+        sample_ratio: float = 1.0,
+        slow_after: float = 10.0,
+        expensive_usd: float = 1.0,
+        redactor: Redactor | None = None,
+    ) -> None:
         self._service = service
         self._instance = instance
         self._sample_ratio = sample_ratio
+        self._slow_after = slow_after
+        self._expensive_usd = expensive_usd
+        self._redactor = redactor or Redactor()
         self._tracer: Tracer | None = None
         self._provider: Any = None
 
@@ -41,6 +58,21 @@ class Tracing:
             carried = baggage.set_baggage(name, value, carried)
         propagate.inject(headers, carried)
         return headers
+
+    def carried(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """The dimensions that came with headers, as `inject` sends them. Bind them where the sender is trusted."""
+        found = {}
+        for name, value in baggage.get_all(propagate.extract(_lower(headers), context.Context())).items():
+            with contextlib.suppress(InvalidArgument):
+                found.update(dimensions.checked({name: value}))
+        return dict(list(found.items())[: dimensions.MAX_DIMENSIONS])
+
+    def spent(self, cost_usd: Amount) -> None:
+        """The current span cost this much more."""
+        span = trace.get_current_span()
+        if cost_usd and span.is_recording():
+            before = (getattr(span, "attributes", None) or {}).get(COST, 0.0)
+            span.set_attribute(COST, before + float(cost_usd))
 
     @property
     def trace_id(self) -> str | None:
@@ -54,13 +86,50 @@ class Tracing:
         attributes: Mapping[str, Any] | None = None,
         *,
         kind: Kind = "internal",
-        parent: Mapping[str, str] | None,
+        parent: Mapping[str, str] | None = None,
     ) -> Iterator[Span]:
-        """parent: headers with a traceparent; None: the current span."""
-        came_with = propagate.extract(dict(parent)) if parent is not None else None
+        """parent: headers with a traceparent, whose baggage goes on with what is sent from inside; None: the current span."""
         said = {**dimensions.current(), **(attributes or {})}
-        with self._get().start_as_current_span(name, context=came_with, kind=SpanKind[kind.upper()], attributes=said) as span:
-            yield span
+        token = context.attach(propagate.extract(_lower(parent))) if parent is not None else None
+        try:
+            # Exceptions are noted here, redacted.
+            with (
+                self._get().start_as_current_span(
+                    name,
+                    kind=SpanKind[kind.upper()],
+                    attributes=said,
+                    record_exception=False,
+                    set_status_on_exception=False,
+                ) as span,
+                self.noting(span),
+            ):
+                yield span
+        finally:
+            if token is not None:
+                context.detach(token)
+
+    def started(self, name: str) -> Span:
+        """A span that somebody else makes the current one, and ends."""
+        return self._get().start_span(name, attributes=dict(dimensions.current()))
+
+    @contextmanager
+    def noting(self, span: Span) -> Iterator[None]:
+        """An exception that passes is the span's: its type, text and traceback, redacted; and that it failed."""
+        try:
+            yield
+        except Exception as error:
+            with contextlib.suppress(Exception):  # an exception that cannot be shown is raised all the same
+                self._note(span, error)
+            raise
+
+    def _note(self, span: Span, error: Exception) -> None:
+        if not span.is_recording():
+            return
+        clean = self._redactor
+        message = clean.text(_shown(error))
+        stacktrace = clean.traceback("".join(format_exception(error)))
+        span.record_exception(error, {"exception.message": message, "exception.stacktrace": stacktrace})
+        span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {message}")
 
     @contextmanager
     def serving(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Any]) -> Iterator[Span | None]:
@@ -70,11 +139,11 @@ class Tracing:
         """
         if trace.get_current_span().get_span_context().is_valid:
             yield None
-        elif type(trace.get_tracer_provider()).__name__ != "ProxyTracerProvider" or _endpoint():
+        elif type(trace.get_tracer_provider()).__name__ != "ProxyTracerProvider" or otlp.endpoint("traces"):
             with self.span(name, attributes, kind="server", parent=headers) as span:
                 yield span
         elif headers:
-            token = context.attach(propagate.extract(dict(headers)))
+            token = context.attach(propagate.extract(_lower(headers)))
             try:
                 yield None
             finally:
@@ -91,62 +160,41 @@ class Tracing:
         return self._tracer
 
     def _own(self) -> trace.TracerProvider:
-        from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        from .sampling import Tail, sampler
 
         provider = TracerProvider(
             shutdown_on_exit=False,  # closed by us, within a bound
-            sampler=ParentBasedTraceIdRatio(self._sample_ratio),
-            resource=Resource.create({"service.name": self._service, "service.instance.id": self._instance}),
+            sampler=sampler(self._sample_ratio),
+            resource=otlp.resource(self._service, self._instance),
         )
-        if exporter := _exporter():
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-            provider.add_span_processor(BatchSpanProcessor(exporter))
+        if exporter := otlp.exporter("traces"):
+            out = BatchSpanProcessor(exporter)
+            provider.add_span_processor(Tail(out, slow_after=self._slow_after, expensive_usd=self._expensive_usd))
         self._provider = provider
         return provider
 
     async def aclose(self, timeout: float) -> None:
-        """Send what is buffered and stop, within `timeout` seconds: an exporter blocks for as long as its backend is silent."""
+        """Send what is buffered and stop, within `timeout` seconds."""
         provider, self._provider, self._tracer = self._provider, None, None
-        if provider is None:
-            return
-        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+        if provider is not None:
+            await otlp.close(provider, timeout)
 
-        def close() -> None:
-            with contextlib.suppress(Exception):
-                provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # the loop did not wait that long
-                loop.call_soon_threadsafe(closed.set)
-
-        # A daemon, since a pool's thread would keep the process from ending.
-        threading.Thread(target=close, daemon=True, name="observatory tracing").start()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await closed.wait()
-
-    def forget(self) -> None:
-        """A forked child: the exporter's thread did not come along."""
+    def forget(self, instance: str) -> None:
+        """A forked child is another instance; the exporter's thread did not come along."""
+        self._instance = instance
         self._provider = self._tracer = None
 
 
-def _endpoint() -> str | None:
-    """Where the standard OTEL_* variables want spans to be sent."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return None
-    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    """Names of headers are the same in any case."""
+    return {name.lower(): value for name, value in headers.items()}
 
 
-def _exporter() -> Any:
-    """The exporter that the standard OTEL_* variables ask for, or None."""
-    if not _endpoint():
-        return None
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Exporter
-    else:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[assignment]
-            OTLPSpanExporter as Exporter,
-        )
-    return Exporter()
+def _shown(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # an exception of somebody's
+        return "<it cannot be shown>"

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Protocol
+from typing import Literal, Protocol
 
-__all__ = ["Amount", "Clock", "Dimensions", "Duration", "Identity", "Moment", "Period", "Unit"]
+__all__ = ["Amount", "Clock", "Dimensions", "Duration", "Identity", "LogLevel", "Moment", "Period", "Unit"]
 
 Duration = float | timedelta
 """Seconds. In TOML, environment and CLI also "250ms" "30s" "5m" "1h" "7d"."""
@@ -24,6 +24,9 @@ Dimensions = Mapping[str, str]
 
 Identity = str | Dimensions
 """Whose bucket: a name, or the dimensions from which each limit takes those of its `by`."""
+
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+"""The lowest level written."""
 
 Moment = datetime | str
 """An aware datetime, RFC 3339, a date "2026-11-16", "now", or an age: "7d" = seven days ago."""

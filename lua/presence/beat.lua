@@ -5,7 +5,7 @@ The first beat ever writes the namespace's record; every beat returns it, so tha
 on one record again.
 
 KEYS
-  record         hash    layout, partitions, salt, writers (how many identities were given out)
+  record         hash    layout, partitions, salt, writers (how many identities were given out), log_level (where one was told)
   members        zset    every instance, by the moment it was last seen
   peers          zset    the instances of the caller's role, likewise
   instances      hash    instance -> what it says of itself
@@ -20,7 +20,7 @@ ARGV
   gone_after_us  int us  an instance unseen for this long is no longer counted
   newcomer       0 | 1   1 gives out a number, by which writers are dealt to partitions
 
-RETURNS {now_us, layout, partitions, salt, live, live_peers, number}
+RETURNS {now_us, layout, partitions, salt, live, live_peers, number, log_level}
   now_us         int us  the server's time
   layout         string  the record's
   partitions     string  the record's
@@ -28,6 +28,7 @@ RETURNS {now_us, layout, partitions, salt, live, live_peers, number}
   live           int     instances seen within gone_after_us, this one included
   live_peers     int     those of the caller's role
   number         int     0, or the number given out
+  log_level      string  what all instances were told to log at, or ""
 
 COMPLEXITY  O(log N + gone): two ZADD, two ranges by score
 ATOMICITY   one slot; every write repeats harmlessly
@@ -74,5 +75,7 @@ for _, key in ipairs({members, peers, instances}) do
   redis.call('PEXPIRE', key, 86400000)
 end
 
-local known = redis.call('HMGET', record, 'layout', 'partitions', 'salt')
-return {now_us, known[1], known[2], known[3], redis.call('ZCARD', members), redis.call('ZCARD', peers), number}
+local known = redis.call('HMGET', record, 'layout', 'partitions', 'salt', 'log_level')
+return {
+  now_us, known[1], known[2], known[3], redis.call('ZCARD', members), redis.call('ZCARD', peers), number, known[4] or ''
+}

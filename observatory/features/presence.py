@@ -82,6 +82,8 @@ class Presence:
         self.live = 0
         """Instances seen within the last three seconds, ours included; 0 before the first beat."""
         self.live_peers = 0
+        self.log_level: str | None = None
+        """The level that all instances were told to log at, or None."""
         self.number = number or 0
         """The number that this process was given, by which its telemetry is dealt to a partition."""
 
@@ -109,7 +111,7 @@ class Presence:
             gone_after_us=GONE_AFTER_US,
             newcomer=int(self._newcomer),
         )
-        now_us, layout, partitions, salt, live, live_peers, number = map(_plain, reply)
+        now_us, layout, partitions, salt, live, live_peers, number, log_level = map(_plain, reply)
         if int(layout) > LAYOUT:
             raise StoreMisconfigured(
                 f"namespace {name} has key layout {layout}, this version knows up to {LAYOUT}", remedy="Upgrade this process"
@@ -120,6 +122,7 @@ class Presence:
             self.number, self._newcomer = int(number), False
             self._says = msgspec.structs.replace(self._says, since_us=int(now_us))
         self.live, self.live_peers = int(live), int(live_peers)
+        self.log_level = str(log_level) or None
         now = monotonic()
         self._seen = [one for one in self._seen if one[0] > now - 60 and one[1] > self.live] + [(now, self.live)]
         return Beat(self.live, self.live_peers, self.number)
@@ -151,6 +154,21 @@ class Presence:
                 said = msgspec.json.decode(says[instance], type=Says)
                 found.append(Member(instance.decode(), said, max(silence, 0.0)))
         return tuple(sorted(found, key=lambda member: (member.says.role, member.instance)))
+
+
+async def tell_log_level(store: Store, level: str | None) -> None:
+    """Every instance of the namespace logs at this level from its next beat; None: at that of its own settings again."""
+    record, bulk = keys.record(store.namespace), store.bulk()
+    if level is None:
+        await bulk.command("HDEL", record, "log_level")
+    else:
+        await bulk.command("HSET", record, "log_level", level)
+
+
+async def told_log_level(store: Store) -> str | None:
+    """The level that all instances were told, or None."""
+    told = await store.bulk().command("HGET", keys.record(store.namespace), "log_level")
+    return None if told is None else told.decode()
 
 
 def _plain(value: bytes | int) -> str | int:

@@ -11,6 +11,7 @@ import msgspec
 
 from .. import names, units
 from ..errors import ConfigurationError, InvalidArgument
+from ..redaction import compiled
 from .table import SECTIONS, TABLE, Everything, LimitSettings, bounds, value_of
 
 
@@ -61,7 +62,9 @@ class Settings(Everything, frozen=True):
 
 _ARGUMENTS = {key.replace(".", "_"): key for key in TABLE}
 _ENVIRONMENT = {f"OBSERVATORY_{name.upper()}": key for name, key in _ARGUMENTS.items()}
-_STANDARD = {"OTEL_SERVICE_NAME": "service_name"}
+_STANDARD = {"OTEL_SERVICE_NAME": "service_name", "OTEL_TRACES_SAMPLER_ARG": "tracing.sample_ratio"}
+_BY_RATIO = ("", "traceidratio", "parentbased_traceidratio")
+"""Samplers whose argument is a ratio. Other ones are not ours."""
 _OTHERS = {"OBSERVATORY_CONFIG"}
 _URLS = {"OBSERVATORY_REDIS_URL", "OBSERVATORY_CACHE_REDIS_URL"}
 
@@ -121,7 +124,8 @@ def _limits(tables: Any, layer: str) -> dict[str, LimitSettings]:
 
 def _environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[tuple[str, str, str]]:
     for name, key in _STANDARD.items():
-        if environ.get(name):
+        ours = name != "OTEL_TRACES_SAMPLER_ARG" or environ.get("OTEL_TRACES_SAMPLER", "") in _BY_RATIO
+        if environ.get(name) and ours:
             yield key, name, environ[name]
     for name in sorted(environ):
         value = environ[name]
@@ -157,6 +161,8 @@ def _parse(key: str, value: Any, layer: str) -> Any:
     where = layer if layer.startswith(("argument ", "OBSERVATORY_", "OTEL_")) else f"{layer}: {key}"
     shown = "…" if row.kind in ("secret", "url") else units.shown(value, 60)
     found = _read_value(key, value, f"{where}={shown}")
+    if key == "log.redact_patterns":
+        compiled(found)
     if (row.least is not None and found < row.least) or (row.most is not None and found > row.most):
         raise ConfigurationError(
             f"{where}={shown}: must be {bounds(row)}", remedy=f"Leave it out for the default, {value_of(Everything(), key)}"

@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_
 
 import msgspec
 
+from ..types import LogLevel
+
 
 class Row(NamedTuple):
     """What the table says of one setting, beside its name, type and default."""
@@ -96,7 +98,7 @@ class MetricsSettings(Section, frozen=True):
     flush_every: Annotated[float, Row("seconds", "what a SIGKILL may lose", "s", least=0.01, most=3600)] = 1.0
     dimensions: Annotated[tuple[str, ...], Row("names", "bound dimensions that become labels, beside provider and model")] = ()
     max_series: Annotated[
-        int, Row("count", "series per metric and process; the rest fold into one and are counted", least=1, most=1_000_000)
+        int, Row("count", "series of a metric, in a process and in the fleet; the rest share one", least=1, most=1_000_000)
     ] = 2000
 
 
@@ -120,8 +122,18 @@ class Log(Section, frozen=True):
     """Log lines."""
 
     section = "log"
-    level: Annotated[Literal["debug", "info", "warning", "error", "critical"], Row("choice", "lowest level written")] = "info"
+    level: Annotated[LogLevel, Row("choice", "lowest level written", live=True)] = "info"
     format: Annotated[Literal["auto", "json", "text"], Row("choice", "auto: text on a terminal, else JSON")] = "auto"
+    redact: Annotated[
+        tuple[str, ...], Row("words", "fields whose value is hidden, beside password, token, secret, cookie and the like")
+    ] = ()
+    redact_patterns: Annotated[
+        tuple[str, ...], Row("words", "what is hidden in any text, beside keys and tokens of a known shape; RE2, in the file")
+    ] = ()
+    max_repeats: Annotated[
+        int,
+        Row("count", "the same line is written so often in 10 s, further ones are counted and told; 0: all", most=1_000_000),
+    ] = 20
 
 
 class TracingSettings(Section, frozen=True):
@@ -129,7 +141,14 @@ class TracingSettings(Section, frozen=True):
 
     section = "tracing"
     sample_ratio: Annotated[
-        float, Row("fraction", "share of traces recorded when nobody upstream has decided", least=0, most=1)
+        float,
+        Row("fraction", "share of traces sent when nobody upstream has decided; also OTEL_TRACES_SAMPLER_ARG", least=0, most=1),
+    ] = 1.0
+    slow_after: Annotated[
+        float, Row("seconds", "an unsampled trace is sent all the same when one of its spans took this long", "s", least=0)
+    ] = 10.0
+    expensive_usd: Annotated[
+        float, Row("fraction", "an unsampled trace is sent all the same when one of its spans cost this much", "usd", least=0)
     ] = 1.0
 
 

@@ -8,7 +8,7 @@ import msgspec
 from ..errors import ObservatoryError
 from ..features.events import Envelope
 from ..features.metrics.waiting import Group
-from ..features.metrics.wire import KEEP_WINDOWS_MS, deltas, targets, window_of
+from ..features.metrics.wire import deltas, targets, window_of
 from ..keys import Key
 from ..llm.call import LLM_CALL
 from ..store.script import lua
@@ -35,13 +35,16 @@ def _apply(
     ledger: Key,
     dead: Key,
     names: Key,
+    sizes: Key,
+    open: Key,  # noqa: A002 (the script's word)
     targets: Sequence[Key],
+    now_us: int,
     read_from: str,
     first: str,
     to: str,
     trim_to: str,
     applied: int,
-    keep_ms: int,
+    max_series: int,
     max_dead: int,
     buried: int,
     deltas: Sequence[Any],
@@ -53,7 +56,7 @@ class Meaning:
 
     def __init__(self, labels: tuple[str, ...], now_us: int, max_series: int) -> None:
         self._labels = labels
-        self._max_series = max_series
+        self.max_series = max_series
         self._now_us = now_us
         self._windows: dict[int, Tally] = {}
         self.applied = 0
@@ -77,7 +80,7 @@ class Meaning:
         window = window_of(at_us)
         into = self._windows.get(window)
         if into is None:
-            into = self._windows[window] = Tally(self._labels, self._max_series)
+            into = self._windows[window] = Tally(self._labels, self.max_series)
         kind = envelope.type
         if kind == LLM_CALL and not envelope.counted:
             into.call(_CALL.decode(envelope.data), envelope.dimensions)
@@ -96,35 +99,38 @@ def after(entry: str) -> str:
 
 
 class Applied(NamedTuple):
-    """What became of a run. done False: somebody else was here. refused: additions that the store did not take. forgotten: dead
-    letters that had to make room."""
+    """What became of a run. done False: somebody else was here. forgotten: dead letters that had to make room. unusual: see
+    Metrics.count_unusual."""
 
     done: bool
     offset: str
-    refused: int
-    forgotten: int = 0
+    forgotten: int
+    unusual: list[Any]
 
 
 async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], meaning: Meaning) -> Applied:
     """Add what the entries mean and move the offset past them."""
     keys, groups = store.keys, meaning.groups()
     last = entries[-1][0].decode()
-    done, stands_at, refused, forgotten = await _apply(
+    done, stands_at, forgotten, *unusual = await _apply(
         store,
         stream=keys.stream(partition),
         offset=keys.offset(partition),
         ledger=keys.ledger(partition),
         dead=keys.dead(partition),
         names=keys.metric_names(partition),
+        sizes=keys.metric_sizes(partition),
+        open=keys.open_windows(partition),
         targets=targets(keys, partition, groups),
+        now_us=0,
         read_from=offset,
         first=entries[0][0].decode(),
         to=last,
         trim_to=after(last),
         applied=meaning.applied,
-        keep_ms=KEEP_WINDOWS_MS,
+        max_series=meaning.max_series,
         max_dead=MAX_DEAD,
         buried=len(meaning.buried),
-        deltas=[*(item for triple in meaning.buried for item in triple), *deltas(group for _, group in groups)],
+        deltas=[*(item for triple in meaning.buried for item in triple), *deltas(groups)],
     )
-    return Applied(bool(done), stands_at.decode(), refused, forgotten)
+    return Applied(bool(done), stands_at.decode(), forgotten, unusual)

@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Protocol
 
 from ..client import Observatory
+from ..duties import COMPACT_EVERY
 from ..errors import ConfigurationError
+from ..features.metrics.otlp import STEP_EVERY
 from .audit import Audit
 
 EVENTS: Final = "events"
@@ -34,10 +36,7 @@ class Role(Protocol):
 
 
 class Chore:
-    """A role that is one call and leaves nothing behind.
-
-    ROLES["compaction"] = lambda obs: Chore("compaction", 10.0, obs.metrics.compact)
-    """
+    """A role that is one call and leaves nothing behind."""
 
     def __init__(self, name: str, every: float, run: Callable[[], Awaitable[object]]) -> None:
         self.name = name
@@ -53,6 +52,8 @@ class Chore:
 
 ROLES: Final[dict[str, Callable[[Observatory], Role]]] = {
     Audit.name: Audit,
+    "compaction": lambda obs: Chore("compaction", COMPACT_EVERY, obs.metrics.compact),
+    "otlp": lambda obs: Chore("otlp", STEP_EVERY, obs.otlp.step),
 }
 """The leader roles, by name."""
 

@@ -162,8 +162,7 @@ class Streams:
             self.applied += meaning.applied
             self.progress_at = monotonic()
             self.troubles.pop(partition, None)
-        if done.refused:
-            self._obs.metrics.count_refused(done.refused, "worker")
+        self._obs.metrics.count_unusual("worker", *done.unusual)
         if done.forgotten:
             self._obs.events.count_dropped(done.forgotten, "dead_letters")
         if done.offset == entries[-1][0].decode():

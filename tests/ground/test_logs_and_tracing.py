@@ -10,8 +10,10 @@ import pytest
 from opentelemetry import trace
 
 from observatory import Observatory
-from observatory.logs import Logger, handler
-from tests.servers import Server
+from observatory.logs import Logger
+from observatory.pen import Pen
+from tests.ground.test_otlp import nobody_is_closing
+from tests.servers import Server, wait_until
 
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:
@@ -50,13 +52,12 @@ def test_line_has_who_where_and_what() -> None:
 def test_text_form_is_one_line_a_call() -> None:
     """For terminals; a newline in a message does not begin a second line."""
     stream = io.StringIO()
-    logger = Logger("chat", "i-1", format="text")
+    logger = Logger(Pen("chat", "i-1", format="text"))
     logger.to(stream, "text")
     logger.info("one\ntwo", other="x\ny\x1b[2J", key="v")
     assert stream.getvalue().count("\n") == 1
     assert "one\\ntwo" in stream.getvalue()
     assert stream.getvalue().rstrip().endswith("key=v")
-    assert isinstance(handler("auto", stream).formatter, logging.Formatter)
 
 
 async def test_our_own_lines_go_where_the_application_says(caplog: pytest.LogCaptureFixture, obs: Observatory) -> None:
@@ -116,6 +117,7 @@ async def test_silent_collector_does_not_hold_up_closing(
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
         monkeypatch.setenv("OBSERVATORY_SHUTDOWN_TIMEOUT", "1")
         obs = Observatory("traced", redis_url=server.url, namespace=namespace)
         await obs.open()
@@ -125,3 +127,4 @@ async def test_silent_collector_does_not_hold_up_closing(
         began = loop.time()
         await obs.aclose()
         assert loop.time() - began < 2.5
+    wait_until(nobody_is_closing, "the exporter has given up")

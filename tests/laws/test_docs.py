@@ -66,8 +66,8 @@ def test_the_first_design_runs_as_written(tmp_path: Path) -> None:
     done = run(SNIPPET, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "answer value\n"
-    assert '"message": "Processing request"' in done.stderr
-    assert '"trace_id": "abc123"' in done.stderr
+    assert '"message":"Processing request"' in done.stderr
+    assert '"trace_id":"abc123"' in done.stderr
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
