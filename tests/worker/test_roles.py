@@ -82,18 +82,18 @@ async def test_one_has_it_and_another_takes_over(opening: Open) -> None:
 async def test_step_is_stopped_when_the_lease_is_lost(opening: Open) -> None:
     """Somebody else has it now: a step that is under way is cancelled, and none begins."""
     obs, role = await opening(role="worker"), Counting(takes=30.0)
-    side = Leaders(obs, [role], 0.9)
+    side = Leaders(obs, [role], 6.0)
     side.start()
     try:
         await until(lambda: role.begun, "it leads")
         usurper = await opening(role="worker")
         await obs.leases.release("role:counting")
-        assert await usurper.leases.acquire("role:counting", 5.0) is not None
-        await until(lambda: role.left, "it knows", 2)
+        assert await usurper.leases.acquire("role:counting", 9.0) is not None
+        await until(lambda: role.left, "it knows, long before the lease's end", 3)
         assert (role.ended, side.leads) == (0, ())
     finally:
         await side.stop()
-    assert await usurper.leases.acquire("role:counting", 5.0) is not None, "what was not its own it did not give up"
+    assert await usurper.leases.acquire("role:counting", 9.0) is not None, "what was not its own it did not give up"
 
 
 async def test_step_is_stopped_when_the_lease_cannot_be_renewed(own_server: Server, namespace: str) -> None:
@@ -232,6 +232,23 @@ async def test_worker_that_gets_nowhere_is_not_alive(opening: Open, monkeypatch:
         stop.set()
         assert (await health(f"http://{host}:{port}/readyz"))[1]["status"] == "draining"
         assert (await health(f"http://{host}:{port}/x"))[0] == 404
+
+
+async def test_store_that_is_away_is_no_fault_of_a_worker(
+    own_server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long: a restart would not bring it back."""
+    monkeypatch.setattr("observatory.worker.worker.STALLED_AFTER", 0.5)
+    async with Observatory("test", redis_url=own_server.url, namespace=namespace, role="worker") as obs:
+        worker = Worker(obs)
+        async with working(worker):
+            await until(worker.partitions.held, "it has partitions")
+            await obs.events.accept([call() for _ in range(10)])
+            own_server.stop()
+            await asyncio.sleep(1.2)
+            assert await worker.stuck() is None
+            own_server.start()
+            await until(lambda: monotonic() - worker.streams.progress_at < 0.5, "it goes on", 10)
 
 
 async def test_probes_of_a_process(own_server: Server, namespace: str) -> None:
