@@ -14,6 +14,7 @@ import redis
 from observatory import Observatory, StoreUnavailable
 from observatory.features.metrics import gaps, read
 from observatory.features.metrics.gaps import LONGEST, PATIENCE, SETTLE, Gaps
+from observatory.keys import Key
 from observatory.service.app import build
 from observatory.store import outbox
 from tests.conftest import Open
@@ -135,6 +136,20 @@ async def test_a_store_that_goes_back_while_it_is_read(
         await obs.metrics.families()
 
 
+async def test_what_workers_apply_is_watched_too(obs: Observatory) -> None:
+    """Their totals move with the offset in the stream: a store where it stands lower has lost what they added."""
+    offset = obs.store.keys.offset(0)
+    for later, earlier in (("1795420887953-2", "1795420887953-1"), ("1795420887954-0", "1795420887953-9")):
+        await obs.store.command("SET", offset, later)
+        await obs.metrics.families()
+        await obs.store.command("SET", offset, earlier)
+        with pytest.raises(StoreUnavailable, match="lost batches"):
+            await obs.metrics.families()
+        await obs.store.command("SET", offset, later)
+        obs.metrics._export.gaps._fell_at = -SETTLE
+        await obs.metrics.families()
+
+
 async def test_duplicates_do_not_count(obs: Observatory) -> None:
     """A batch that is sent twice was added once: otherwise a lost batch would hide behind a repeated one."""
     box = obs.metrics._outbox
@@ -148,30 +163,35 @@ async def test_duplicates_do_not_count(obs: Observatory) -> None:
     assert int(await obs.store.command("GET", key)) == before
 
 
+def at(*counts: int) -> dict[Key, int]:
+    """So many batches in each partition."""
+    return {Key(f"partition {number}"): count for number, count in enumerate(counts)}
+
+
 def test_how_long_totals_are_held_back() -> None:
     """At least SETTLE, until every partition is where it was; without progress PATIENCE, and never longer than LONGEST."""
     watch = Gaps()
-    assert watch._judge({0: 10, 1: 5}, 0)
-    assert watch._judge({0: 12, 1: 5}, 1)
-    assert not watch._judge({0: 8, 1: 5}, 2)
-    assert not watch._judge({0: 12, 1: 9}, 2 + SETTLE - 0.1), "other writers' batches may be among them"
-    assert watch._judge({0: 12, 1: 9}, 2 + SETTLE)
+    assert watch._judge(at(10, 5), 0)
+    assert watch._judge(at(12, 5), 1)
+    assert not watch._judge(at(8, 5), 2)
+    assert not watch._judge(at(12, 9), 2 + SETTLE - 0.1), "other writers' batches may be among them"
+    assert watch._judge(at(12, 9), 2 + SETTLE)
     # No progress.
-    assert not watch._judge({0: 2, 1: 9}, 100)
-    assert not watch._judge({0: 3, 1: 9}, 110)
-    assert not watch._judge({0: 3, 1: 9}, 110 + PATIENCE - 0.1)
-    assert watch._judge({0: 3, 1: 9}, 110 + PATIENCE)
+    assert not watch._judge(at(2, 9), 100)
+    assert not watch._judge(at(3, 9), 110)
+    assert not watch._judge(at(3, 9), 110 + PATIENCE - 0.1)
+    assert watch._judge(at(3, 9), 110 + PATIENCE)
     assert watch.given_up == 1
     # Progress that never arrives: new batches are being counted, not the old ones.
-    assert not watch._judge({0: 0, 1: 9}, 200)
-    held = [watch._judge({0: 0, 1: 9 + second}, 200 + second) for second in range(1, 1 + int(LONGEST))]
+    assert not watch._judge(at(0, 9), 200)
+    held = [watch._judge(at(0, 9 + second), 200 + second) for second in range(1, 1 + int(LONGEST))]
     assert held == [False] * (len(held) - 1) + [True]
     # Back twice: what counts is the highest that was ever seen.
-    assert watch._judge({0: 50, 1: 90}, 300)
-    assert not watch._judge({0: 40, 1: 90}, 301)
-    assert not watch._judge({0: 30, 1: 90}, 303)
-    assert not watch._judge({0: 40, 1: 90}, 303 + SETTLE)
-    assert watch._judge({0: 50, 1: 90}, 304 + SETTLE)
+    assert watch._judge(at(50, 90), 300)
+    assert not watch._judge(at(40, 90), 301)
+    assert not watch._judge(at(30, 90), 303)
+    assert not watch._judge(at(40, 90), 303 + SETTLE)
+    assert watch._judge(at(50, 90), 304 + SETTLE)
 
 
 async def test_a_replica_that_was_behind_becomes_primary(own_sentinels: Sentinels, namespace: str) -> None:
