@@ -39,9 +39,7 @@ class Gaps:
         """Whether totals are whole, as far as can be known here. StoreUnavailable: unknown."""
         keys, bulk = store.keys, store.bulk()
         # What workers derive from events moves with the offset in the stream.
-        places = [
-            place for partition in range(keys.partitions) for place in (keys.metric_flushes(partition), keys.offset(partition))
-        ]
+        places = [place(partition) for partition in range(keys.partitions) for place in (keys.metric_flushes, keys.offset)]
         found = await asyncio.gather(*(bulk.command("GET", place) for place in places))
         return self._judge({place: _number(said) for place, said in zip(places, found, strict=True)}, monotonic())
 
