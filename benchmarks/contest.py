@@ -93,13 +93,21 @@ def _free_port() -> int:
 
 
 @contextmanager
-def private_server() -> Iterator[Server]:
-    """Start a server on a loopback port and on a unix socket in a temporary directory; kill it at the end."""
+def private_server(program: str | None = None) -> Iterator[Server]:
+    """Start a server on a loopback port and on a unix socket in a temporary directory; kill it at the end. None: our Valkey."""
     with tempfile.TemporaryDirectory(prefix="observatory-bench-") as directory:
         path, log, port = Path(directory, "s"), Path(directory, "log"), _free_port()
         process = subprocess.Popen(
             [
-                *(os.fspath(get_binary_path()), "--bind", "127.0.0.1", "--port", str(port), "--unixsocket", os.fspath(path)),
+                *(
+                    program or os.fspath(get_binary_path()),
+                    "--bind",
+                    "127.0.0.1",
+                    "--port",
+                    str(port),
+                    "--unixsocket",
+                    os.fspath(path),
+                ),
                 *("--dir", directory, "--logfile", os.fspath(log), "--save", "", "--appendonly", "no"),
             ],
             stdin=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from opentelemetry.trace import Span
 from . import dimensions, health
 from .errors import NotOpen
 from .features.cache import Cache
-from .features.presence import Member
+from .features.presence import Member, Presence
 from .household import Household
 from .llm import Usage
 from .pen import Pen
@@ -104,9 +104,9 @@ class Observatory(Household):
         return () if presence is None else await presence.members()
 
     @property
-    def live_peers(self) -> int:
-        """Live instances of this one's role, as of the last beat."""
-        return 0 if self._lifetime.presence is None else self._lifetime.presence.live_peers
+    def presence(self) -> Presence | None:
+        """This process among the others, while it is open; for the doors."""
+        return self._lifetime.presence
 
     # what crosses rooms
     @overload

@@ -2,13 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from functools import partial
 
-_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
-
-
-def monotonic() -> float:
-    """Seconds that also count while the machine is suspended (where the system has such a clock): leases need that."""
-    return time.clock_gettime(_BOOTTIME) if _BOOTTIME is not None else time.monotonic()
+monotonic: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
+"""Seconds that also count while the machine is suspended (where the system has such a clock): leases need that."""
 
 
 class ServerClock:

@@ -7,8 +7,9 @@ import msgspec
 
 from .background import Job
 from .clock import ServerClock
-from .duties import ROLL_UP_EVERY, duty
+from .duties import COMPACT_EVERY, duty
 from .features.cache import CacheSpace
+from .features.dead_letters import DeadLetters
 from .features.events import Events
 from .features.leases import Leases
 from .features.metrics import Metrics, OtlpExport
@@ -78,6 +79,10 @@ class Household:
             max_entries=settings.max_entries,
             max_buffered=settings.max_buffered,
         )
+
+    @room
+    def dead_letters(self) -> DeadLetters:
+        return DeadLetters(self._lifetime.store, self.settings.events.max_entries, self.events.count_dropped)
 
     @room
     def rate_limiter(self) -> RateLimiter:
@@ -151,9 +156,9 @@ class Household:
 
     def _duties(self) -> tuple[Job, ...]:
         """A command is over too soon for them, and a worker has roles."""
-        if self._role in ("cli", "worker"):
+        if self._role in ("cli", "worker", "leader"):
             return ()
-        return (duty("rollup", ROLL_UP_EVERY, self.leases.acquire, self.metrics.compact), *self.otlp.jobs)
+        return (duty("compaction", COMPACT_EVERY, self.leases.acquire, self.metrics.compact), *self.otlp.jobs)
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""

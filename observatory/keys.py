@@ -26,6 +26,7 @@ PERMANENT: Final = re.compile(
     r"|metrics:\{t\d+\}:(names|sizes|flushes|start|due|rolled|total:.+)"  # what is counted, and the lifetime totals
     r"|events:\{t\d+\}:(stream|offset|ledger|dead)"  # bounded by their length; the offset is the place in the stream
     r"|rate_limiter:\{r\d*\}:fence"  # which server the state was last written by
+    r"|rate_limiter:\{r\d*\}:fence:holds:(open|ledger)"  # of the holds: bounded by how many are open; four numbers
     r"|leases:\{l\}:fences"  # a fence must never step back
     r")"
 )
@@ -89,6 +90,10 @@ class Keys:
         tag = "{r}" if bucket is None else bucket[bucket.index("{") : bucket.index("}") + 1]
         return Key(f"{self._prefix}:rate_limiter:{tag}:fence")
 
+    def limiter_fences(self) -> tuple[Key, ...]:
+        """Of every slot; on Cluster."""
+        return tuple(Key(f"{self._prefix}:rate_limiter:{{r{tag}}}:fence") for tag in range(LIMITER_PARTITIONS))
+
     def shape(self, limit: str) -> Key:  # string: the numbers that a process of the fleet last asked a limit with
         return Key(f"{self._prefix}:rate_limiter:{{r}}:shape:{limit}")
 
@@ -142,7 +147,7 @@ class Keys:
     def offset(self, partition: int) -> Key:  # string: the last entry that was applied
         return Key(f"{self._prefix}:events:{{t{partition}}}:offset")
 
-    def ledger(self, partition: int) -> Key:  # hash: accepted, applied, dead, dropped
+    def ledger(self, partition: int) -> Key:  # hash: accepted, applied, dead, dropped, replayed
         return Key(f"{self._prefix}:events:{{t{partition}}}:ledger")
 
     def dead(self, partition: int) -> Key:  # stream: events that could not be applied, with the reason

@@ -77,7 +77,8 @@ class Tracing:
     @property
     def trace_id(self) -> str | None:
         """Of the current span; None outside of one."""
-        return ids().get("trace_id")
+        current = trace.get_current_span().get_span_context()
+        return f"{current.trace_id:032x}" if current.is_valid else None
 
     @contextmanager
     def span(

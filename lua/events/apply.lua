@@ -28,9 +28,10 @@ ARGV
   buried         int     how many triples follow
   deltas...      string  triples (id, payload, reason); then the groups (_add.lua)
 
-RETURNS {done, offset, refused, misplaced, folded...}
+RETURNS {done, offset, forgotten, refused, misplaced, folded...}
   done           0 | 1   0: somebody else was here, nothing was changed
   offset         string  where the partition stands now
+  forgotten      int     dead letters that had to make room
   refused        int     additions that the store refused (overflow, foreign key, another kind), each by itself
   misplaced      int     additions to the totals alone: their window is more than a day ago
   folded         list    metric, additions, metric, additions …: into the series that a metric's further ones share
@@ -59,8 +60,17 @@ local buried = tonumber(ARGV[9])
 
 local stands_at = redis.call('GET', offset) or '0-0'
 if stands_at ~= read_from then
-  return {0, stands_at, 0, 0}
+  return {0, stands_at, 0, 0, 0}
 end
+
+if now_us == 0 then
+  local time = redis.call('TIME')
+  now_us = time[1] * 1000000 + time[2]
+end
+
+-- The additions come first: what a key of another type stops must not have moved anything yet.
+local at = 10 + 3 * buried
+local refused, misplaced, folded = add_groups(8, at, names, sizes, open, now_us, max_series)
 
 -- What had to make room while the worker had it in hand was counted as dropped; it is not lost after all.
 local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
@@ -72,20 +82,16 @@ if not oldest or oldest[1] ~= first then
   redis.call('HINCRBY', ledger, 'dropped', -saved)
 end
 
-if now_us == 0 then
-  local time = redis.call('TIME')
-  now_us = time[1] * 1000000 + time[2]
-end
-
-local at = 10
+at = 10
 for _ = 1, buried do
-  redis.call('XADD', dead, 'MAXLEN', '~', max_dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
+  redis.call('XADD', dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
   at = at + 3
 end
-
-local refused, misplaced, folded = add_groups(8, at, names, sizes, open, now_us, max_series)
+-- The oldest dead make room for the newest: `dead` is what is there, and what is not there any more was dropped.
+local forgotten = buried > 0 and redis.call('XTRIM', dead, 'MAXLEN', max_dead) or 0
 redis.call('HINCRBY', ledger, 'applied', applied)
-redis.call('HINCRBY', ledger, 'dead', buried)
+redis.call('HINCRBY', ledger, 'dead', buried - forgotten)
+redis.call('HINCRBY', ledger, 'dropped', forgotten)
 redis.call('SET', offset, to)
 redis.call('XTRIM', stream, 'MINID', trim_to)
-return {1, to, refused, misplaced, unpack(folded)}
+return {1, to, forgotten, refused, misplaced, unpack(folded)}

@@ -16,7 +16,6 @@ from . import table
 from .context import OUT, AsJson, done, show_json, show_table
 
 metrics = typer.Typer(no_args_is_help=True, help="Ask what the fleet has recorded.")
-events = typer.Typer(no_args_is_help=True, help="Look at the event streams.")
 config = typer.Typer(no_args_is_help=True, help="Look at the settings; set the log level of all.")
 
 
@@ -57,16 +56,6 @@ def list_metrics(context: typer.Context, as_json: AsJson = False) -> None:
         show_json(found)
     else:
         show_table(["metric", "kind", "unit", ""], [[m, d.kind, d.unit, d.description] for m, d in sorted(found.items())])
-
-
-@events.command()
-def lag(context: typer.Context, as_json: AsJson = False) -> None:
-    """How many events were accepted, applied, buried, dropped, and are waiting."""
-    found = context.obj.ask(lambda obs: obs.events.lag())
-    if context.obj.json:
-        show_json(found)
-    else:
-        show_table([f"{name} #" for name in found], [[f"{number:,}" for number in found.values()]])
 
 
 @config.command()

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from .. import dimensions as bound
 from .. import names, units
@@ -14,6 +15,10 @@ from ..types import Amount, Dimensions
 
 LLM_CALL = "llm_call"
 STATUSES = ("success", "error", "refused")
+_EXACT_AS_DOUBLE = 10**15
+"""Below, billionths that went through a double come back to the last one: two errors of 2^-53 are less than a quarter."""
+MAX_METERS = 1000
+"""Of how many providers, models and labels the series are remembered. Beyond, they are looked for again."""
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -28,6 +33,12 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     audio_output_tokens: int = 0
 
     def __post_init__(self) -> None:
+        for value in msgspec.structs.astuple(self):
+            if type(value) is not int or not 0 <= value <= units.MAX_EXACT:
+                return self._refuse()
+        return None
+
+    def _refuse(self) -> None:
         for field in self.__struct_fields__:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= units.MAX_EXACT:
@@ -38,8 +49,8 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.input_tokens + self.output_tokens
 
 
-class CallData(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an event of type llm_call carries. latency and time_to_first_token: seconds. cost_usd None: price unknown."""
+class _Call(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an event of type llm_call carries; numbers are not looked at."""
 
     provider: str
     model: str
@@ -52,17 +63,30 @@ class CallData(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     trace_id: str | None = None
 
-    def __post_init__(self) -> None:
-        for field in ("provider", "model", "operation"):
-            value = getattr(self, field)
-            if not isinstance(value, str) or not value or len(value) > 256:
-                raise InvalidArgument(f"{field} must be a text of 1 to 256 characters, got {units.shown(value, 80)}")
+    def check_texts(self) -> None:
+        """InvalidArgument names the one that is not acceptable."""
+        for text in (self.provider, self.model, self.operation):
+            if type(text) is not str or not 0 < len(text) <= 256:
+                self._refuse_texts()
         if self.error is not None and not isinstance(self.error, str):
             raise InvalidArgument(
                 f"error must be a text, got {units.shown(self.error, 80)}", remedy="Write the error's code, or str(error)"
             )
         if self.status not in STATUSES:
             raise InvalidArgument(f"status must be one of {', '.join(STATUSES)}, got {units.shown(self.status, 40)}")
+
+    def _refuse_texts(self) -> None:
+        for field in ("provider", "model", "operation"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value or len(value) > 256:
+                raise InvalidArgument(f"{field} must be a text of 1 to 256 characters, got {units.shown(value, 80)}")
+
+
+class CallData(_Call, frozen=True, omit_defaults=True):
+    """What an event of type llm_call carries. latency and time_to_first_token: seconds. cost_usd None: price unknown."""
+
+    def __post_init__(self) -> None:
+        self.check_texts()
         for field in ("latency", "time_to_first_token"):
             if getattr(self, field) is not None:
                 units.seconds(getattr(self, field), field)
@@ -70,34 +94,120 @@ class CallData(msgspec.Struct, frozen=True, omit_defaults=True):
             units.units(self.cost_usd, "usd", "cost_usd")
 
 
+_Text = Annotated[str, Meta(min_length=1, max_length=256)]
+_Seconds = Annotated[float, Meta(ge=0, le=4_503_599_627.0)]
+_Tokens = Annotated[int, Meta(ge=0, le=units.MAX_EXACT)]
+
+
+class StoredUsage(msgspec.Struct, frozen=True):
+    """A Usage as it lies on a stream: its bounds are checked while it is decoded, at a third of the cost."""
+
+    input_tokens: _Tokens = 0
+    output_tokens: _Tokens = 0
+    cache_read_input_tokens: _Tokens = 0
+    cache_write_input_tokens: _Tokens = 0
+    reasoning_output_tokens: _Tokens = 0
+    audio_input_tokens: _Tokens = 0
+    audio_output_tokens: _Tokens = 0
+
+
+class StoredCall(msgspec.Struct, frozen=True):
+    """A CallData as it lies on a stream, likewise. What the metrics do not need is passed over."""
+
+    provider: _Text
+    model: _Text
+    operation: _Text = "chat"
+    latency: _Seconds | None = None
+    time_to_first_token: _Seconds | None = None
+    usage: StoredUsage | None = None
+    cost_usd: Decimal | None = None
+    status: Literal["success", "error", "refused"] = "success"
+    error: str | None = None
+
+
+def nano(cost_usd: Amount | None) -> int | None:
+    """A cost in billionths of a dollar; None: unknown. InvalidArgument: it is none."""
+    return None if cost_usd is None else units.units(cost_usd, "usd", "cost_usd")
+
+
+class Counting(Protocol):
+    """A counter with its labels."""
+
+    def add(self, value: Any = 1) -> None: ...
+    def bind(self, /, **labels: str) -> "Counting": ...
+
+
+class Spreading(Protocol):
+    """A histogram with its labels."""
+
+    def record(self, value: float) -> None: ...
+    def bind(self, /, **labels: str) -> "Spreading": ...
+
+
 class Adding(Protocol):
-    """What can count: a recorder."""
+    """What can count."""
 
-    def increment_counter(self, metric: str, value: Any = 1, labels: Mapping[str, str] | None = None) -> None: ...
-    def record_histogram(self, metric: str, value: float, labels: Mapping[str, str] | None = None) -> None: ...
+    def counter(self, name: str) -> Counting: ...
+    def histogram(self, name: str) -> Spreading: ...
 
 
-def measure(into: Adding, call: CallData, dimensions: Dimensions, labels: tuple[str, ...]) -> None:
-    """Write every metric of one call. labels: the dimensions that become labels, beside provider and model."""
-    base = {"provider": call.provider, "model": call.model}
-    base.update((name, dimensions[name]) for name in labels if name in dimensions)
-    into.increment_counter(Metric.REQUESTS_TOTAL, 1, {**base, "status": call.status})
-    if call.status == "error":
-        into.increment_counter(Metric.ERRORS_TOTAL, 1, {"code": (call.error or "unknown")[:200], "module": "llm"})
-    if call.status == "refused":
-        return
-    if call.latency is not None:
-        into.record_histogram(Metric.REQUEST_LATENCY, call.latency, base)
-    if call.time_to_first_token is not None:
-        into.record_histogram(names.FIRST_TOKEN, call.time_to_first_token, base)
-    if call.usage is not None:
-        for kind, tokens in (("input", call.usage.input_tokens), ("output", call.usage.output_tokens)):
-            if tokens:
-                into.increment_counter(Metric.TOKENS_PROCESSED, tokens, {**base, "type": kind})
-    if call.cost_usd is not None:
-        into.increment_counter(Metric.TOTAL_COST_USD, call.cost_usd, base)
-    elif call.usage is not None:
-        into.increment_counter(names.UNPRICED_CALLS, 1, base)
+class _Meter:
+    """The counters and histograms that calls of one provider, model and labels go to."""
+
+    __slots__ = ("cost", "first_token", "input", "latency", "output", "requests", "unpriced")
+
+    def __init__(self, into: Adding, base: Mapping[str, str]) -> None:
+        requests, tokens = into.counter(Metric.REQUESTS_TOTAL), into.counter(Metric.TOKENS_PROCESSED)
+        self.requests = {status: requests.bind(**{**base, "status": status}) for status in STATUSES}
+        self.input, self.output = (tokens.bind(**{**base, "type": kind}) for kind in ("input", "output"))
+        self.latency = into.histogram(Metric.REQUEST_LATENCY).bind(**base)
+        self.first_token = into.histogram(names.FIRST_TOKEN).bind(**base)
+        self.cost = into.counter(Metric.TOTAL_COST_USD).bind(**base)
+        self.unpriced = into.counter(names.UNPRICED_CALLS).bind(**base)
+
+
+class Meters:
+    """What a call means for the metrics. labels: the dimensions that become labels, beside provider and model."""
+
+    def __init__(self, into: Adding, labels: tuple[str, ...]) -> None:
+        self._into = into
+        self._labels = labels
+        self._meters: dict[tuple[str | None, ...], _Meter] = {}
+
+    def _meter(self, call: _Call | StoredCall, dimensions: Dimensions) -> _Meter:
+        key: tuple[str | None, ...] = (call.provider, call.model)
+        if self._labels:
+            key += tuple([dimensions.get(name) for name in self._labels])
+        found = self._meters.get(key)
+        if found is None:
+            if len(self._meters) >= MAX_METERS:
+                self._meters.clear()
+            base = {"provider": call.provider, "model": call.model}
+            base.update((name, dimensions[name]) for name in self._labels if name in dimensions)
+            found = self._meters[key] = _Meter(self._into, base)
+        return found
+
+    def measure(self, call: _Call | StoredCall, dimensions: Dimensions, nano_usd: int | None) -> None:
+        """Write every metric of one call. nano_usd: its cost, as `nano` has it."""
+        meter = self._meter(call, dimensions)
+        meter.requests[call.status].add(1)
+        if call.status == "error":
+            self._into.counter(Metric.ERRORS_TOTAL).bind(code=(call.error or "unknown")[:200], module="llm").add(1)
+        if call.status == "refused":
+            return
+        if call.latency is not None:
+            meter.latency.record(call.latency)
+        if call.time_to_first_token is not None:
+            meter.first_token.record(call.time_to_first_token)
+        if (usage := call.usage) is not None:
+            if usage.input_tokens:
+                meter.input.add(usage.input_tokens)
+            if usage.output_tokens:
+                meter.output.add(usage.output_tokens)
+        if nano_usd is not None:
+            meter.cost.add(nano_usd / 1e9 if nano_usd < _EXACT_AS_DOUBLE else call.cost_usd)
+        elif usage is not None:
+            meter.unpriced.add(1)
 
 
 class Claim(Protocol):
@@ -119,9 +229,8 @@ class Calls:
     """Records the calls of this process: metrics here and now, and an event for whoever wants more."""
 
     def __init__(self, metrics: Adding, events: Recording, labels: tuple[str, ...]) -> None:
-        self._metrics = metrics
+        self._meters = Meters(metrics, labels)
         self._events = events
-        self._labels = labels
 
     def record(
         self,
@@ -143,22 +252,22 @@ class Calls:
         usage = Usage(input_tokens=tokens) if isinstance(tokens, int) else tokens
         if usage is not None and not isinstance(usage, Usage):
             raise InvalidArgument(f"tokens must be a whole number or a Usage, got {units.shown(tokens, 80)}")
-        if cost_usd is not None:
-            cost_usd = Decimal(units.units(cost_usd, "usd", "cost_usd")).scaleb(-9)
-        call = CallData(
-            provider=provider,
-            model=model,
-            operation=operation,
-            latency=units.seconds(latency, "latency"),
-            time_to_first_token=time_to_first_token,
-            usage=usage,
-            cost_usd=cost_usd,
-            status="success" if success else "error",
-            error=error,
-            trace_id=trace_id,
+        nano_usd = nano(cost_usd)
+        call = _Call(
+            provider,
+            model,
+            operation,
+            units.seconds(latency, "latency"),
+            None if time_to_first_token is None else units.seconds(time_to_first_token, "time_to_first_token"),
+            usage,
+            None if nano_usd is None else Decimal(nano_usd).scaleb(-9),
+            "success" if success else "error",
+            error,
+            trace_id,
         )
-        about = bound.checked(dimensions)
+        call.check_texts()
+        about = bound.checked(dimensions) if dimensions else {}
         claim = self._events.put(LLM_CALL, call, id=id, counted=True, about=about)
         if claim.new:
-            measure(self._metrics, call, {**bound.current(), **about}, self._labels)
+            self._meters.measure(call, {**bound.current(), **about} if about else bound.current(), nano_usd)
         return claim.id

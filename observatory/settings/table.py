@@ -169,6 +169,14 @@ class Worker(Section, frozen=True):
     """The workers."""
 
     section = "worker"
+    roles: Annotated[tuple[str, ...], Row("words", "what it does: all, or some of events, audit")] = ("all",)
+    concurrency: Annotated[
+        int, Row("count", "stream entries (up to 100 events each) in hand at once; bounds its memory", least=2, most=10_000)
+    ] = 64
+    health_port: Annotated[
+        int | None, Row("count", "port of /livez and /readyz; none unless given; 0: any free one", least=0, most=65_535)
+    ] = None
+    health_host: Annotated[str, Row("text", "address that the probes listen on")] = "127.0.0.1"
     drain_timeout: Annotated[
         float, Row("seconds", "how long a stopping worker may finish what it holds", "s", least=0, most=3600)
     ] = 30.0

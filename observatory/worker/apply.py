@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .. import names
 from ..errors import ObservatoryError
 from ..features.events import Envelope
+from ..features.metrics.handles import Counter, Histogram
 from ..features.metrics.recorder import Recorder
 from ..features.metrics.waiting import Group
 from ..features.metrics.wire import deltas, targets, window_of
 from ..keys import Key
-from ..llm.call import LLM_CALL, CallData, measure
+from ..llm.call import LLM_CALL, Meters, StoredCall, nano
+from ..names import EVENTS_APPLIED
 from ..store.script import lua
 from ..store.store import Bulk
 
@@ -20,6 +21,10 @@ MAX_DEAD = 10_000
 """Buried events kept per partition."""
 _ANCIENT_US = 24 * 3600 * 1_000_000
 _AHEAD_US = 60 * 1_000_000
+_TYPES = 1000
+"""Types of events whose series are remembered in a run."""
+_ENVELOPE = msgspec.msgpack.Decoder(Envelope)
+_CALL = msgspec.msgpack.Decoder(StoredCall)
 
 Entry = tuple[bytes, list[bytes]]
 """A stream entry: its id; and event id, payload, event id, payload …"""
@@ -51,16 +56,27 @@ def _apply(
 
 
 class _Into:
-    """A recorder as `measure` writes to it."""
+    """A recorder, and what events write to it."""
 
-    def __init__(self, max_series: int) -> None:
+    def __init__(self, max_series: int, labels: tuple[str, ...]) -> None:
         self.recorder = Recorder(max_series)
+        self.meters = Meters(self, labels)
+        self._applied: dict[str, Counter] = {}
 
-    def increment_counter(self, metric: str, value: Any = 1, labels: Any = None) -> None:
-        self.recorder.add(metric, "counter", value, labels)
+    def counter(self, name: str) -> Counter:
+        return Counter(self.recorder, name)
 
-    def record_histogram(self, metric: str, value: float, labels: Any = None) -> None:
-        self.recorder.add(metric, "histogram", value, labels)
+    def histogram(self, name: str) -> Histogram:
+        return Histogram(self.recorder, name)
+
+    def count(self, kind: str) -> None:
+        """One event of this type."""
+        found = self._applied.get(kind)
+        if found is None:
+            found = self.counter(EVENTS_APPLIED).bind(type=kind)
+            if len(self._applied) < _TYPES:
+                self._applied[kind] = found
+        found.add(1)
 
 
 class Meaning:
@@ -84,20 +100,24 @@ class Meaning:
                     self.buried.append((id, payload, f"{type(error).__name__}: {error}"[:500]))
 
     def _one(self, payload: bytes) -> None:
-        envelope = msgspec.msgpack.decode(payload, type=Envelope)
+        envelope = _ENVELOPE.decode(payload)
+        at_us = envelope.at_us
         # What is too old for its window, or claims to be from the future, is counted now rather than lost.
-        in_reach = self._now_us - _ANCIENT_US < envelope.at_us < self._now_us + _AHEAD_US
-        window = window_of(envelope.at_us if in_reach else self._now_us)
+        if not self._now_us - _ANCIENT_US < at_us < self._now_us + _AHEAD_US:
+            at_us = self._now_us
+        window = window_of(at_us)
         into = self._windows.get(window)
         if into is None:
-            into = self._windows[window] = _Into(self.max_series)
-        if envelope.type == LLM_CALL and not envelope.counted:
-            call = msgspec.msgpack.decode(envelope.data, type=CallData)
-            measure(into, call, envelope.dimensions, self._labels)
-        into.increment_counter(names.EVENTS_APPLIED, 1, {"type": envelope.type})
+            into = self._windows[window] = _Into(self.max_series, self._labels)
+        kind = envelope.type
+        if kind == LLM_CALL and not envelope.counted:
+            call = _CALL.decode(envelope.data)
+            into.meters.measure(call, envelope.dimensions, nano(call.cost_usd))
+        into.count(kind)
         self.applied += 1
 
     def groups(self) -> list[tuple[int, Group]]:
+        """What is to be added, by window. Asked once."""
         return [(window, group) for window, into in sorted(self._windows.items()) for group in into.recorder.freeze()]
 
 
@@ -108,10 +128,12 @@ def after(entry: str) -> str:
 
 
 class Applied(NamedTuple):
-    """What became of a run. done False: somebody else was here. unusual: see Metrics.count_unusual."""
+    """What became of a run. done False: somebody else was here. forgotten: dead letters that had to make room. unusual: see
+    Metrics.count_unusual."""
 
     done: bool
     offset: str
+    forgotten: int
     unusual: list[Any]
 
 
@@ -119,7 +141,7 @@ async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], 
     """Add what the entries mean and move the offset past them."""
     keys, groups = store.keys, meaning.groups()
     last = entries[-1][0].decode()
-    done, stands_at, *unusual = await _apply(
+    done, stands_at, forgotten, *unusual = await _apply(
         store,
         stream=keys.stream(partition),
         offset=keys.offset(partition),
@@ -140,4 +162,4 @@ async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], 
         buried=len(meaning.buried),
         deltas=[*(item for triple in meaning.buried for item in triple), *deltas(groups)],
     )
-    return Applied(bool(done), stands_at.decode(), unusual)
+    return Applied(bool(done), stands_at.decode(), forgotten, unusual)

@@ -13,7 +13,7 @@ from observatory.llm.call import LLM_CALL
 from observatory.worker import Worker
 from tests.conftest import Open
 from tests.servers import Server, environment
-from tests.worker.test_worker import settled, working
+from tests.worker.events import settled, working
 
 COUNTER = "test_things_total"
 

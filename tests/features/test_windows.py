@@ -24,7 +24,8 @@ FOLDED = "observatory_windows_folded_total"
 def hands(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The recorder's clock, to be moved by hand."""
     found = [1_000_000.0]
-    monkeypatch.setattr("observatory.features.metrics.recorder.monotonic", lambda: found[0])
+    for module in ("recorder", "handles"):
+        monkeypatch.setattr(f"observatory.features.metrics.{module}.monotonic", lambda: found[0])
     return found
 
 

@@ -4,11 +4,12 @@ import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from observatory import dimensions, errors, units
@@ -117,6 +118,26 @@ def test_sizes(given_: Any, expected: int) -> None:
 def test_short_way_to_billionths_is_the_long_one(value: float) -> None:
     """To the last place."""
     assert abs(units.nano(value) - units.nano(Decimal(str(value)))) <= 1
+
+
+@given(
+    value=st.one_of(
+        st.floats(0, 4e9),
+        st.integers(0, 10**16).map(lambda tenths: tenths / 10**7),
+        st.decimals(0, 10**6, places=11),
+        st.integers(0, 10**9),
+    )
+)
+@example(value=0.5e-6)
+@example(value=1.5e-6)
+@example(value=270881.3159205)
+@example(value=Decimal("0.0000000005"))
+def test_quick_rounding_is_the_exact_one(value: float | Decimal) -> None:
+    """Of the shortest decimal form, halves to even, whatever the type: durations and dollars."""
+    exact = Fraction(str(value))
+    assert units.microseconds(value) == round(exact * 10**6)
+    if value <= 10**6:
+        assert units.units(value, "usd") == round(exact * 10**9)
 
 
 def test_moments() -> None:

@@ -14,7 +14,7 @@ from observatory.llm.call import LLM_CALL
 from observatory.worker import Worker
 from tests.conftest import Open
 from tests.servers import ROOT
-from tests.worker.test_worker import settled, working
+from tests.worker.events import settled, working
 
 AZURE = ROOT.parent / "shared" / "data" / "azure_llm_2023_conv.csv"
 BOUND = 0.011
