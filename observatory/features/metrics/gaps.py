@@ -8,6 +8,7 @@ import asyncio
 
 from ...clock import monotonic
 from ...errors import StoreUnavailable
+from ...keys import Key
 from ...logs import INTERNAL
 from ...store.store import Store
 
@@ -20,14 +21,15 @@ LONGEST = 60.0
 
 
 class Gaps:
-    """How many batches each partition has ever added, as seen from here; fewer than before, and there are gaps.
+    """How many batches each partition has ever added, and how far its events are applied, as seen from here; less than before,
+    and there are gaps.
 
     Only who has looked before the store went back can know it: an exporting process looks about once a second.
     """
 
     def __init__(self) -> None:
-        self._highest: dict[int, int] = {}
-        self._last: dict[int, int] = {}
+        self._highest: dict[Key, int] = {}
+        self._last: dict[Key, int] = {}
         self._fell_at: float | None = None
         self._moved_at = 0.0
         self.given_up = 0
@@ -35,24 +37,25 @@ class Gaps:
 
     async def look(self, store: Store) -> bool:
         """Whether totals are whole, as far as can be known here. StoreUnavailable: unknown."""
-        partitions = range(store.keys.partitions)
-        bulk = store.bulk()
-        found = await asyncio.gather(*(bulk.command("GET", store.keys.metric_flushes(partition)) for partition in partitions))
-        return self._judge({partition: int(count or 0) for partition, count in enumerate(found)}, monotonic())
+        keys, bulk = store.keys, store.bulk()
+        # What workers derive from events moves with the offset in the stream.
+        places = [place(partition) for partition in range(keys.partitions) for place in (keys.metric_flushes, keys.offset)]
+        found = await asyncio.gather(*(bulk.command("GET", place) for place in places))
+        return self._judge({place: _number(said) for place, said in zip(places, found, strict=True)}, monotonic())
 
     async def refuse(self, store: Store) -> None:
         """StoreUnavailable while totals are not whole."""
         if not await self.look(store):
             raise StoreUnavailable("the store lost batches, and their writers are sending them again", retry_after=1.0)
 
-    def _judge(self, counts: dict[int, int], now: float) -> bool:
-        if any(count < self._last.get(partition, 0) for partition, count in counts.items()):
+    def _judge(self, counts: dict[Key, int], now: float) -> bool:
+        if any(count < self._last.get(place, 0) for place, count in counts.items()):
             self._fell_at = self._moved_at = now
         elif counts != self._last:
             self._moved_at = now
         self._last = counts
         if self._fell_at is not None:
-            if any(count < self._highest.get(partition, 0) for partition, count in counts.items()):
+            if any(count < self._highest.get(place, 0) for place, count in counts.items()):
                 if now - self._moved_at < PATIENCE and now - self._fell_at < LONGEST:
                     return False
                 self.given_up += 1
@@ -60,5 +63,11 @@ class Gaps:
             elif now - self._fell_at < SETTLE:
                 return False
             self._fell_at, self._highest = None, {}
-        self._highest = {partition: max(count, self._highest.get(partition, 0)) for partition, count in counts.items()}
+        self._highest = {place: max(count, self._highest.get(place, 0)) for place, count in counts.items()}
         return True
+
+
+def _number(said: bytes | None) -> int:
+    """A count, or an entry's id (moment-number) as one number that grows with it."""
+    moment, _, number = (said or b"0").partition(b"-")
+    return int(moment) << 32 | int(number or 0)
