@@ -7,7 +7,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
-import msgspec
 from opentelemetry.trace import Span
 
 from . import dimensions, health
@@ -20,12 +19,12 @@ from .features.metrics import Metrics
 from .features.presence import Member
 from .features.rate_limiter import RateLimiter
 from .features.retry import Retry
+from .features.traces import Traces
 from .lifetime import Lifetime
 from .llm import Calls, Usage
 from .logs import Logger
 from .names import LINES_REPEATED
 from .observed import Observer
-from .pen import Pen
 from .redaction import Redactor
 from .rooms import room
 from .settings import Settings
@@ -112,14 +111,15 @@ class Observatory:
 
     @room
     def logger(self) -> Logger:
-        log = self.settings.log
-        who = (self.service_name, self.instance)
-        return Logger(Pen(*who, format=log.format, redactor=self._redactor, max_repeats=log.max_repeats), level=log.level)
+        return Logger.of(self.service_name, self.instance, self.settings.log, self._redactor)
 
     @room
     def tracing(self) -> Tracing:
-        kept = msgspec.structs.asdict(self.settings.tracing)
-        return Tracing(self.service_name, self.instance, redactor=self._redactor, **kept)
+        return Tracing.of(self.service_name, self.instance, self.settings.tracing, self._redactor)
+
+    @room
+    def _traces(self) -> Traces:
+        return Traces(self._lifetime.store, lambda: self.tracing.tail)
 
     @room
     def _redactor(self) -> Redactor:
@@ -178,9 +178,8 @@ class Observatory:
         the caller is cancelled meanwhile (the cancellation is delivered afterwards)."""
         await self._lifetime.aclose()
         if not self.is_open:
-            rooms: list[Tracing | Pen] = [self.logger.pen] if "logger" in self.__dict__ else []
-            rooms += [self.tracing] if "tracing" in self.__dict__ else []
-            await asyncio.gather(*(one.aclose(self.settings.shutdown_timeout) for one in rooms))
+            said = [self.__dict__[name] for name in ("logger", "tracing") if name in self.__dict__]
+            await asyncio.gather(*(one.aclose(self.settings.shutdown_timeout) for one in said))
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -203,21 +202,21 @@ class Observatory:
 
     async def _last_flush(self) -> None:
         await self.rate_limiter.aclose()
-        await asyncio.gather(self.events.flush(), self.metrics.retire())
+        await asyncio.gather(self.events.flush(), self.metrics.retire(), self._traces.exchange())
 
     async def _flush_regularly(self) -> None:
         if "logger" in self.__dict__ and (held := self.logger.pen.settle()):
             self.metrics.increment_counter(LINES_REPEATED, held)
-        await asyncio.gather(self.events.flush(), self.metrics.flush_regularly())
+        await asyncio.gather(self.events.flush(), self.metrics.flush_regularly(), self._traces.exchange())
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
         for name in ("metrics", "events", "rate_limiter"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
-        for told in (self.logger.pen if "logger" in self.__dict__ else None, self.__dict__.get("tracing")):
-            if told is not None:
-                told.forget(self.instance)
+        for name in ("logger", "tracing"):
+            if name in self.__dict__:
+                self.__dict__[name].forget(self.instance)
 
     async def ready(self, *, timeout: float = 5.0) -> None:
         """StoreUnavailable when Redis does not answer in time."""

@@ -8,6 +8,8 @@ from typing import Any, Final, TextIO, cast, get_args
 
 from .errors import InvalidArgument
 from .pen import FEW, RESERVED, Line, Pen, context, digest
+from .redaction import Redactor
+from .settings.table import Log
 from .types import LogLevel
 
 INTERNAL = logging.getLogger("observatory")
@@ -33,6 +35,12 @@ class Logger:
         self._own = self.level = level_named(level)
         self._fleet: LogLevel | None = None
 
+    @classmethod
+    def of(cls, service: str, instance: str, log: Log, redactor: Redactor) -> "Logger":
+        """As the settings say."""
+        pen = Pen(service, instance, format=log.format, redactor=redactor, max_repeats=log.max_repeats)
+        return cls(pen, level=log.level)
+
     @property
     def level(self) -> LogLevel:
         """The lowest level written, here and by every logger bound from this one. May be set at any time."""
@@ -44,6 +52,14 @@ class Logger:
         self._pen.setLevel(number)
         if self._pen in INTERNAL.handlers:
             INTERNAL.setLevel(number)
+
+    async def aclose(self, timeout: float) -> None:
+        """Tell what was held back, and send what is buffered, within `timeout` seconds."""
+        await self._pen.aclose(timeout)
+
+    def forget(self, instance: str) -> None:
+        """A forked child is another instance."""
+        self._pen.forget(instance)
 
     def follow(self, level: str | None) -> None:
         """The fleet's level, as of the last beat: a change of it counts here too. None: there is none, the settings' own."""

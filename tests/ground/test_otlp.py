@@ -1,6 +1,8 @@
 """Spans and lines that leave by OTLP, received by a real one that is not OpenTelemetry's own: rotel, in Rust."""
 
 import asyncio
+import contextlib
+import contextvars
 import importlib.util
 import io
 import logging
@@ -19,8 +21,8 @@ import pytest
 from opentelemetry.sdk.trace.sampling import Decision
 
 from observatory import Observatory
-from observatory.sampling import MAX_SPANS, MAX_TRACES, Tail, sampler
-from tests.servers import die_with_parent, environment, free_port, skip_or_fail, wait_until
+from observatory.sampling import MAX_SPANS, MAX_TRACES, MAX_WAITING, Tail, sampler
+from tests.servers import Server, die_with_parent, environment, free_port, skip_or_fail, wait_until
 
 NOWHERE = "redis://127.0.0.1:1"
 
@@ -303,6 +305,65 @@ async def test_whoever_began_the_trace_has_decided(http: Receiver, made: Made, m
     assert all(f"Trace ID       : {trace_id}" in block for block in http.blocks("Span"))
 
 
+async def test_what_others_saw_of_a_failed_trace_is_sent_by_them(
+    http: Receiver, server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callee ended well, seconds before the caller failed: both send their parts; of a good trace nobody sends any."""
+    monkeypatch.setenv("OBSERVATORY_TRACING_SAMPLE_RATIO", "0")
+    where: dict[str, Any] = {"redis_url": server.url, "namespace": namespace}
+    headers: dict[str, str] = {}
+    async with Observatory("caller", **where) as caller, Observatory("callee", **where) as callee:
+        for fails in (False, True):
+            headers = {}
+            with contextlib.suppress(KeyError), caller.span("calls"):
+                caller.tracing.inject(headers)
+                # As in another process: the headers are all that it knows.
+                await asyncio.create_task(_called(callee, headers), context=contextvars.Context())
+                await asyncio.sleep(1.5)
+                if fails:
+                    raise KeyError
+        with callee.span("later", parent=headers):
+            pass
+        await asyncio.sleep(2.5)
+        with callee.span("later still", parent=headers):
+            pass
+    wait_until(lambda: len(names(http)) >= 5, "both parts came")
+    assert sorted(names(http)) == ["called", "calls", "later", "later still", "works"]
+    assert len(set(re.findall(r"Trace ID       : (\w+)", http.text()))) == 1
+    kept = {re.findall(r"Name           : (.*)", block)[0]: "Str(elsewhere)" in block for block in http.blocks("Span")}
+    assert kept == {"calls": False, "called": True, "works": True, "later": True, "later still": True}
+
+
+async def _called(callee: Observatory, headers: dict[str, str]) -> None:
+    with callee.span("called", parent=headers), callee.span("works"):
+        pass
+
+
+async def test_what_cannot_be_told_is_told_when_the_store_is_back(
+    http: Receiver, own_server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace that failed while Redis was away."""
+    monkeypatch.setenv("OBSERVATORY_TRACING_SAMPLE_RATIO", "0")
+    where: dict[str, Any] = {"redis_url": own_server.url, "namespace": namespace}
+    async with Observatory("caller", **where) as caller, Observatory("callee", **where) as callee:
+        headers: dict[str, str] = {}
+        with callee.span("warm"), callee.span("up"):
+            pass
+        with contextlib.suppress(KeyError), caller.span("calls"):
+            caller.tracing.inject(headers)
+            await asyncio.sleep(1.2)
+            await asyncio.create_task(_called(callee, headers), context=contextvars.Context())
+            own_server.stop()
+            raise KeyError
+        await asyncio.sleep(1.5)
+        own_server.start()
+        async with asyncio.timeout(10):
+            while len(callee.tracing.tail._kept) == 0:
+                await asyncio.sleep(0.1)
+    wait_until(lambda: len(names(http)) >= 3, "both parts came")
+    assert sorted(names(http)) == ["called", "calls", "works"]
+
+
 class Counted:
     """Takes what would be sent."""
 
@@ -324,7 +385,7 @@ def test_what_waits_is_bounded() -> None:
     provider.add_span_processor(tail)
     tracer = provider.get_tracer("t")
     never_ended = [tracer.start_span(f"{number}") for number in range(2 * MAX_TRACES)]
-    assert len(tail._open) == MAX_TRACES
+    assert len(tail._traces) == MAX_TRACES
     with tracer.start_as_current_span("many"):
         for _ in range(2 * MAX_SPANS):
             tracer.start_span("one").end()
@@ -332,8 +393,16 @@ def test_what_waits_is_bounded() -> None:
     assert not tail._waiting
     for span in never_ended:
         span.end()
-    assert not tail._open
-    assert not tail._waiting
+    assert not tail._traces
+    assert not tail.concerned
+    tail.listen()
+    for _ in range(2 * MAX_WAITING // 10 // MAX_TRACES * MAX_TRACES):
+        with tracer.start_as_current_span("waits"):
+            for _ in range(9):
+                tracer.start_span("one").end()
+    assert 0 < tail._waiting <= MAX_WAITING
+    assert len(tail._traces) <= MAX_TRACES
+    assert sum(len(trace.spans) for trace in tail._traces.values()) == tail._waiting
 
 
 @contextmanager
