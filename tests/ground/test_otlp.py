@@ -396,9 +396,9 @@ def test_what_waits_is_bounded() -> None:
     assert not tail._traces
     assert not tail.concerned
     tail.listen()
-    for _ in range(2 * MAX_WAITING // 10 // MAX_TRACES * MAX_TRACES):
+    for _ in range(MAX_WAITING // 30):
         with tracer.start_as_current_span("waits"):
-            for _ in range(9):
+            for _ in range(39):
                 tracer.start_span("one").end()
     assert 0 < tail._waiting <= MAX_WAITING
     assert len(tail._traces) <= MAX_TRACES
