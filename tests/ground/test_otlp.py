@@ -21,7 +21,7 @@ import pytest
 from opentelemetry.sdk.trace.sampling import Decision
 
 from observatory import Observatory
-from observatory.sampling import MAX_SPANS, MAX_TRACES, MAX_WAITING, Tail, sampler
+from observatory.sampling import MAX_SPANS, MAX_TRACES, Tail, sampler
 from tests.servers import Server, die_with_parent, environment, free_port, skip_or_fail, wait_until
 
 NOWHERE = "redis://127.0.0.1:1"
@@ -376,7 +376,7 @@ class Counted:
         self.spans.append(span)
 
 
-def test_what_waits_is_bounded() -> None:
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces that never end, and a trace of very many spans: the oldest are forgotten, and counted."""
     from opentelemetry.sdk.trace import TracerProvider
 
@@ -395,14 +395,21 @@ def test_what_waits_is_bounded() -> None:
         span.end()
     assert not tail._traces
     assert not tail.concerned
+    with contextlib.suppress(KeyError), tracer.start_as_current_span("fails"):
+        raise KeyError
+    assert tail.told()
+    assert not tail._traces
     tail.listen()
-    for _ in range(MAX_WAITING // 30):
+    monkeypatch.setattr("observatory.sampling.MAX_WAITING", 500)
+    for _ in range(100):
         with tracer.start_as_current_span("waits"):
-            for _ in range(39):
+            for _ in range(9):
                 tracer.start_span("one").end()
-    assert 0 < tail._waiting <= MAX_WAITING
-    assert len(tail._traces) <= MAX_TRACES
+    assert 0 < tail._waiting <= 500
     assert sum(len(trace.spans) for trace in tail._traces.values()) == tail._waiting
+    monkeypatch.setattr("observatory.sampling.WAITS_FOR", -1.0)
+    tracer.start_span("last").end()
+    assert tail._waiting <= 1, "what has waited long enough is let go"
 
 
 @contextmanager
