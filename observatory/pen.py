@@ -57,12 +57,11 @@ class Line(logging.LogRecord):
         self.created = created or time.time()
 
 
-def _text(line: str, said: Mapping[str, Any], who: str) -> str:
+def _text(said: Mapping[str, Any], who: str) -> str:
     """For a terminal. A newline or an escape in what was said must not be able to forge a line of its own."""
     moment = datetime.fromisoformat(said["timestamp"]).astimezone().strftime("%H:%M:%S")
     hidden = ("timestamp", "level", "message", "service", "instance", "exception", "logger")
-    fields = json.loads(line) if any(isinstance(value, dict | list) for value in said.values()) else said
-    shown = " ".join(f"{name}={value}" for name, value in fields.items() if name not in hidden)
+    shown = " ".join(f"{name}={value}" for name, value in said.items() if name not in hidden)
     text = f"{moment} {said['level']:<7} {who}  {said['message']}"
     text = _printable(f"{text}  {shown}" if shown else text)
     return f"{text}\n{_printable(said['exception'], keep=chr(10))}" if "exception" in said else text
@@ -135,7 +134,7 @@ class Pen(logging.Handler):
             said["lost"] = self.lost
         line = self._json.format(record)
         said = self._json.cleaned
-        self._write(_text(line, said, str(said.get("logger", self.service))) if self._as_text else line)
+        self._write(_text(said, str(said.get("logger", self.service))) if self._as_text else line)
         if (out := self._out if self._looked else self._look()) is not None:
             out.emit(record, said)
 
