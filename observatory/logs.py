@@ -78,12 +78,13 @@ class Logger:
             said = line.said = pen.who(line)
             message = said["message"] = message if type(message) is str else str(message)
             known = context()
+            same, said_by_you = pen.same(fields) if fields else (None, fields)
             if "trace_id" in fields and fields["trace_id"] != known.get("trace_id"):
                 known.pop("span_id", None)  # of another trace than the caller speaks of
             said.update(known)
-            for name, value in (*self._fields.items(), *fields.items()):
+            for name, value in (*self._fields.items(), *said_by_you.items()):
                 said[f"field_{name}" if name in RESERVED else name] = value
-            line.key = (level, message if len(message) <= FEW else digest(message), pen.same(fields) if fields else None)
+            line.key = (level, message if len(message) <= FEW else digest(message), same)
             if trace:
                 line.key = (line.key, pen.raised(line))
             pen.handle(line)

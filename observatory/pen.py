@@ -191,8 +191,8 @@ class Pen(logging.Handler):
         )
         return digest(shown[-FEW:])
 
-    def same(self, fields: Mapping[str, Any]) -> Hashable:
-        """By what fields are known again."""
+    def same(self, fields: Mapping[str, Any]) -> tuple[Hashable, Mapping[str, Any]]:
+        """By what fields are known again, and the fields as they are now: a line may be told when they have long changed."""
         size = 0
         for value in fields.values():
             kind = type(value)
@@ -201,8 +201,9 @@ class Pen(logging.Handler):
             elif kind not in _SIMPLE:
                 size = FEW + 1
         if size <= FEW:
-            return tuple(fields.items()), tuple(map(type, fields.values()))
-        return digest(self._redactor.line(fields)[0])
+            return (tuple(fields.items()), tuple(map(type, fields.values()))), fields
+        line, cleaned = self._redactor.line(fields)
+        return digest(line), cleaned
 
     # the way out by OTLP
     def _look(self) -> otlp.LinesOut | None:

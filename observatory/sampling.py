@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-from opentelemetry.sdk.trace.sampling import AlwaysRecordSampler, ParentBasedTraceIdRatio, Sampler
+from opentelemetry.sdk.trace.sampling import Decision, ParentBasedTraceIdRatio, Sampler, SamplingResult
 from opentelemetry.trace import SpanContext, StatusCode, TraceFlags
 
 from .clock import monotonic
@@ -24,9 +24,34 @@ WAITS_FOR = 60.0
 """Seconds after its last span here that a trace waits for what others tell of it."""
 
 
+class _Recorded(Sampler):
+    """What another sampler would drop is recorded, and not marked as sampled."""
+
+    def __init__(self, decides: Sampler) -> None:
+        self._decides = decides
+
+    def should_sample(
+        self,
+        parent_context: Any,
+        trace_id: int,
+        name: str,
+        kind: Any = None,
+        attributes: Any = None,
+        links: Any = None,
+        trace_state: Any = None,
+    ) -> SamplingResult:
+        found = self._decides.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+        if found.decision is not Decision.DROP:
+            return found
+        return SamplingResult(Decision.RECORD_ONLY, attributes, found.trace_state)
+
+    def get_description(self) -> str:
+        return f"Recorded{{{self._decides.get_description()}}}"
+
+
 def sampler(ratio: float) -> Sampler:
     """Whoever began a trace decides, by its id; all others follow. Nothing is thrown away before its end is known."""
-    return AlwaysRecordSampler(ParentBasedTraceIdRatio(ratio))
+    return _Recorded(ParentBasedTraceIdRatio(ratio))
 
 
 class _Trace:
