@@ -252,7 +252,7 @@ async def test_a_trace_that_fails_is_sent_though_it_was_not_sampled(
     headers: dict[str, str] = {}
     with obs.span("root"):
         obs.tracing.inject(headers)
-        with obs.span("before"):
+        with obs.span("before", {"k": 5}):
             pass
         with pytest.raises(KeyError), obs.span("failing"):
             raise KeyError
@@ -263,6 +263,7 @@ async def test_a_trace_that_fails_is_sent_though_it_was_not_sampled(
     wait_until(lambda: len(names(http)) == 4, "the failed trace came")
     assert sorted(names(http)) == ["after", "before", "failing", "root"]
     assert all("observatory.kept: Str(error)" in block for block in http.blocks("Span"))
+    assert "k: Int(5)" in http.text()
     assert len(set(re.findall(r"Trace ID       : (\w+)", http.text()))) == 1
 
 
