@@ -15,11 +15,9 @@ from .features.cache import Cache
 from .features.presence import Member, Presence
 from .household import Household
 from .llm import Usage
-from .pen import Pen
 from .settings import Settings
 from .store.check import Health
 from .store.store import Store
-from .tracing import Tracing
 from .types import Amount, Dimensions
 
 P = ParamSpec("P")
@@ -66,9 +64,8 @@ class Observatory(Household):
         the caller is cancelled meanwhile (the cancellation is delivered afterwards)."""
         await self._lifetime.aclose()
         if not self.is_open:
-            rooms: list[Tracing | Pen] = [self.logger.pen] if "logger" in self.__dict__ else []
-            rooms += [self.tracing] if "tracing" in self.__dict__ else []
-            await asyncio.gather(*(one.aclose(self.settings.shutdown_timeout) for one in rooms))
+            said = [self.__dict__[name] for name in ("logger", "tracing") if name in self.__dict__]
+            await asyncio.gather(*(one.aclose(self.settings.shutdown_timeout) for one in said))
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -3,8 +3,6 @@
 import asyncio
 from typing import Any
 
-import msgspec
-
 from .background import Job
 from .clock import ServerClock
 from .duties import COMPACT_EVERY, duty
@@ -15,12 +13,12 @@ from .features.leases import Leases
 from .features.metrics import Metrics, OtlpExport
 from .features.rate_limiter import RateLimiter
 from .features.retry import Retry
+from .features.traces import Traces
 from .lifetime import Lifetime
 from .llm import Calls
 from .logs import Logger
 from .names import LINES_REPEATED
 from .observed import Observer
-from .pen import Pen
 from .redaction import Redactor
 from .rooms import room
 from .settings import Settings
@@ -108,14 +106,15 @@ class Household:
 
     @room
     def logger(self) -> Logger:
-        log = self.settings.log
-        who = (self.service_name, self.instance)
-        return Logger(Pen(*who, format=log.format, redactor=self._redactor, max_repeats=log.max_repeats), level=log.level)
+        return Logger.of(self.service_name, self.instance, self.settings.log, self._redactor)
 
     @room
     def tracing(self) -> Tracing:
-        kept = msgspec.structs.asdict(self.settings.tracing)
-        return Tracing(self.service_name, self.instance, redactor=self._redactor, **kept)
+        return Tracing.of(self.service_name, self.instance, self.settings.tracing, self._redactor)
+
+    @room
+    def _traces(self) -> Traces:
+        return Traces(self._lifetime.store, lambda: self.tracing.tail)
 
     @room
     def _redactor(self) -> Redactor:
@@ -146,13 +145,13 @@ class Household:
 
     async def _last_flush(self) -> None:
         await self.rate_limiter.aclose()
-        await asyncio.gather(self.events.flush(), self.metrics.retire())
+        await asyncio.gather(self.events.flush(), self.metrics.retire(), self._traces.exchange())
         await self.otlp.aclose()
 
     async def _flush_regularly(self) -> None:
         if "logger" in self.__dict__ and (held := self.logger.pen.settle()):
             self.metrics.increment_counter(LINES_REPEATED, held)
-        await asyncio.gather(self.events.flush(), self.metrics.flush_regularly())
+        await asyncio.gather(self.events.flush(), self.metrics.flush_regularly(), self._traces.exchange())
 
     def _duties(self) -> tuple[Job, ...]:
         """A command is over too soon for them, and a worker has roles."""
@@ -165,6 +164,6 @@ class Household:
         for name in ("metrics", "events", "otlp", "rate_limiter"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
-        for told in (self.logger.pen if "logger" in self.__dict__ else None, self.__dict__.get("tracing")):
-            if told is not None:
-                told.forget(self.instance)
+        for name in ("logger", "tracing"):
+            if name in self.__dict__:
+                self.__dict__[name].forget(self.instance)

@@ -159,6 +159,10 @@ class Keys:
     def seen(self, partition: int, generation: int) -> Key:  # set: ids accepted in one generation
         return Key(f"{self._prefix}:events:{{t{partition}}}:seen:{generation}")
 
+    # tracing
+    def kept_traces(self) -> Key:  # zset: id of an unsampled trace that is sent all the same, by when it was told (us)
+        return Key(f"{self._prefix}:tracing:{{n}}:kept")
+
     # leases
     def lease(self, name: str) -> Key:  # string "<owner> <fence>", expires with the lease
         return Key(f"{self._prefix}:leases:{{l}}:lease:{part(name)}")
@@ -177,7 +181,7 @@ class Keys:
 
 
 # Presence is known before the record has been read.
-def record(namespace: str) -> Key:  # hash: layout, partitions, salt, writers
+def record(namespace: str) -> Key:  # hash: layout, partitions, salt, writers, log_level
     return Key(f"obs{LAYOUT}:{namespace}:presence:{{n}}:record")
 
 

@@ -8,6 +8,8 @@ from typing import Any, Final, TextIO, cast, get_args
 
 from .errors import InvalidArgument
 from .pen import FEW, RESERVED, Line, Pen, context, digest
+from .redaction import Redactor
+from .settings.table import Log
 from .types import LogLevel
 
 INTERNAL = logging.getLogger("observatory")
@@ -33,6 +35,12 @@ class Logger:
         self._own = self.level = level_named(level)
         self._fleet: LogLevel | None = None
 
+    @classmethod
+    def of(cls, service: str, instance: str, log: Log, redactor: Redactor) -> "Logger":
+        """As the settings say."""
+        pen = Pen(service, instance, format=log.format, redactor=redactor, max_repeats=log.max_repeats)
+        return cls(pen, level=log.level)
+
     @property
     def level(self) -> LogLevel:
         """The lowest level written, here and by every logger bound from this one. May be set at any time."""
@@ -44,6 +52,14 @@ class Logger:
         self._pen.setLevel(number)
         if self._pen in INTERNAL.handlers:
             INTERNAL.setLevel(number)
+
+    async def aclose(self, timeout: float) -> None:
+        """Tell what was held back, and send what is buffered, within `timeout` seconds."""
+        await self._pen.aclose(timeout)
+
+    def forget(self, instance: str) -> None:
+        """A forked child is another instance."""
+        self._pen.forget(instance)
 
     def follow(self, level: str | None) -> None:
         """The fleet's level, as of the last beat: a change of it counts here too. None: there is none, the settings' own."""
@@ -62,12 +78,13 @@ class Logger:
             said = line.said = pen.who(line)
             message = said["message"] = message if type(message) is str else str(message)
             known = context()
+            same, said_by_you = pen.same(fields) if fields else (None, fields)
             if "trace_id" in fields and fields["trace_id"] != known.get("trace_id"):
                 known.pop("span_id", None)  # of another trace than the caller speaks of
             said.update(known)
-            for name, value in (*self._fields.items(), *fields.items()):
+            for name, value in (*self._fields.items(), *said_by_you.items()):
                 said[f"field_{name}" if name in RESERVED else name] = value
-            line.key = (level, message if len(message) <= FEW else digest(message), pen.same(fields) if fields else None)
+            line.key = (level, message if len(message) <= FEW else digest(message), same)
             if trace:
                 line.key = (line.key, pen.raised(line))
             pen.handle(line)

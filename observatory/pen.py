@@ -57,12 +57,11 @@ class Line(logging.LogRecord):
         self.created = created or time.time()
 
 
-def _text(line: str, said: Mapping[str, Any], who: str) -> str:
+def _text(said: Mapping[str, Any], who: str) -> str:
     """For a terminal. A newline or an escape in what was said must not be able to forge a line of its own."""
     moment = datetime.fromisoformat(said["timestamp"]).astimezone().strftime("%H:%M:%S")
     hidden = ("timestamp", "level", "message", "service", "instance", "exception", "logger")
-    fields = json.loads(line) if any(isinstance(value, dict | list) for value in said.values()) else said
-    shown = " ".join(f"{name}={value}" for name, value in fields.items() if name not in hidden)
+    shown = " ".join(f"{name}={value}" for name, value in said.items() if name not in hidden)
     text = f"{moment} {said['level']:<7} {who}  {said['message']}"
     text = _printable(f"{text}  {shown}" if shown else text)
     return f"{text}\n{_printable(said['exception'], keep=chr(10))}" if "exception" in said else text
@@ -135,7 +134,7 @@ class Pen(logging.Handler):
             said["lost"] = self.lost
         line = self._json.format(record)
         said = self._json.cleaned
-        self._write(_text(line, said, str(said.get("logger", self.service))) if self._as_text else line)
+        self._write(_text(said, str(said.get("logger", self.service))) if self._as_text else line)
         if (out := self._out if self._looked else self._look()) is not None:
             out.emit(record, said)
 
@@ -192,8 +191,8 @@ class Pen(logging.Handler):
         )
         return digest(shown[-FEW:])
 
-    def same(self, fields: Mapping[str, Any]) -> Hashable:
-        """By what fields are known again."""
+    def same(self, fields: Mapping[str, Any]) -> tuple[Hashable, Mapping[str, Any]]:
+        """By what fields are known again, and the fields as they are now: a line may be told when they have long changed."""
         size = 0
         for value in fields.values():
             kind = type(value)
@@ -202,8 +201,9 @@ class Pen(logging.Handler):
             elif kind not in _SIMPLE:
                 size = FEW + 1
         if size <= FEW:
-            return tuple(fields.items()), tuple(map(type, fields.values()))
-        return digest(self._redactor.line(fields)[0])
+            return (tuple(fields.items()), tuple(map(type, fields.values()))), fields
+        line, cleaned = self._redactor.line(fields)
+        return digest(line), cleaned
 
     # the way out by OTLP
     def _look(self) -> otlp.LinesOut | None:

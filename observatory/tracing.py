@@ -13,6 +13,7 @@ from . import dimensions, otlp
 from .errors import InvalidArgument
 from .names import SPAN_COST as COST
 from .redaction import Redactor
+from .settings.table import TracingSettings
 from .types import Amount
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
@@ -50,6 +51,20 @@ class Tracing:
         self._redactor = redactor or Redactor()
         self._tracer: Tracer | None = None
         self._provider: Any = None
+        self.tail: Any = None
+        """What waits of unsampled traces, where spans are sent by us."""
+
+    @classmethod
+    def of(cls, service: str, instance: str, kept: TracingSettings, redactor: Redactor) -> "Tracing":
+        """As the settings say."""
+        return cls(
+            service,
+            instance,
+            sample_ratio=kept.sample_ratio,
+            slow_after=kept.slow_after,
+            expensive_usd=kept.expensive_usd,
+            redactor=redactor,
+        )
 
     def inject(self, headers: dict[str, str]) -> dict[str, str]:
         """Adds traceparent, tracestate and baggage (the bound dimensions) to the headers, and returns them."""
@@ -173,20 +188,21 @@ class Tracing:
         )
         if exporter := otlp.exporter("traces"):
             out = BatchSpanProcessor(exporter)
-            provider.add_span_processor(Tail(out, slow_after=self._slow_after, expensive_usd=self._expensive_usd))
+            self.tail = Tail(out, slow_after=self._slow_after, expensive_usd=self._expensive_usd)
+            provider.add_span_processor(self.tail)
         self._provider = provider
         return provider
 
     async def aclose(self, timeout: float) -> None:
         """Send what is buffered and stop, within `timeout` seconds."""
-        provider, self._provider, self._tracer = self._provider, None, None
+        provider, self._provider, self._tracer, self.tail = self._provider, None, None, None
         if provider is not None:
             await otlp.close(provider, timeout)
 
     def forget(self, instance: str) -> None:
         """A forked child is another instance; the exporter's thread did not come along."""
         self._instance = instance
-        self._provider = self._tracer = None
+        self._provider = self._tracer = self.tail = None
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:

@@ -187,6 +187,18 @@ def test_the_same_line_is_written_so_often_and_the_rest_is_told() -> None:
     assert counted["error", "same", "None", False] == 8
 
 
+def test_a_line_that_is_told_later_says_what_was_so_then() -> None:
+    """Whoever logs a mapping may change it."""
+    stream = io.StringIO()
+    logger = made(stream, max_repeats=1)
+    state = {"step": 1}
+    for _ in range(3):
+        logger.info("state", state=state)
+    state["step"] = 2
+    logger.pen.settle(all=True)
+    assert [line["state"] for line in lines(stream)] == [{"step": 1}, {"step": 1}]
+
+
 def test_a_setting_of_zero_writes_them_all() -> None:
     """For whoever counts lines elsewhere."""
     stream = io.StringIO()

@@ -1,6 +1,8 @@
 """Spans and lines that leave by OTLP, received by a real one that is not OpenTelemetry's own: rotel, in Rust."""
 
 import asyncio
+import contextlib
+import contextvars
 import importlib.util
 import io
 import logging
@@ -20,7 +22,7 @@ from opentelemetry.sdk.trace.sampling import Decision
 
 from observatory import Observatory
 from observatory.sampling import MAX_SPANS, MAX_TRACES, Tail, sampler
-from tests.servers import die_with_parent, environment, free_port, skip_or_fail, wait_until
+from tests.servers import Server, die_with_parent, environment, free_port, skip_or_fail, wait_until
 
 NOWHERE = "redis://127.0.0.1:1"
 
@@ -250,7 +252,7 @@ async def test_a_trace_that_fails_is_sent_though_it_was_not_sampled(
     headers: dict[str, str] = {}
     with obs.span("root"):
         obs.tracing.inject(headers)
-        with obs.span("before"):
+        with obs.span("before", {"k": 5}):
             pass
         with pytest.raises(KeyError), obs.span("failing"):
             raise KeyError
@@ -261,6 +263,7 @@ async def test_a_trace_that_fails_is_sent_though_it_was_not_sampled(
     wait_until(lambda: len(names(http)) == 4, "the failed trace came")
     assert sorted(names(http)) == ["after", "before", "failing", "root"]
     assert all("observatory.kept: Str(error)" in block for block in http.blocks("Span"))
+    assert "k: Int(5)" in http.text()
     assert len(set(re.findall(r"Trace ID       : (\w+)", http.text()))) == 1
 
 
@@ -303,6 +306,65 @@ async def test_whoever_began_the_trace_has_decided(http: Receiver, made: Made, m
     assert all(f"Trace ID       : {trace_id}" in block for block in http.blocks("Span"))
 
 
+async def test_what_others_saw_of_a_failed_trace_is_sent_by_them(
+    http: Receiver, server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callee ended well, seconds before the caller failed: both send their parts; of a good trace nobody sends any."""
+    monkeypatch.setenv("OBSERVATORY_TRACING_SAMPLE_RATIO", "0")
+    where: dict[str, Any] = {"redis_url": server.url, "namespace": namespace}
+    headers: dict[str, str] = {}
+    async with Observatory("caller", **where) as caller, Observatory("callee", **where) as callee:
+        for fails in (False, True):
+            headers = {}
+            with contextlib.suppress(KeyError), caller.span("calls"):
+                caller.tracing.inject(headers)
+                # As in another process: the headers are all that it knows.
+                await asyncio.create_task(_called(callee, headers), context=contextvars.Context())
+                await asyncio.sleep(1.5)
+                if fails:
+                    raise KeyError
+        with callee.span("later", parent=headers):
+            pass
+        await asyncio.sleep(2.5)
+        with callee.span("later still", parent=headers):
+            pass
+    wait_until(lambda: len(names(http)) >= 5, "both parts came")
+    assert sorted(names(http)) == ["called", "calls", "later", "later still", "works"]
+    assert len(set(re.findall(r"Trace ID       : (\w+)", http.text()))) == 1
+    kept = {re.findall(r"Name           : (.*)", block)[0]: "Str(elsewhere)" in block for block in http.blocks("Span")}
+    assert kept == {"calls": False, "called": True, "works": True, "later": True, "later still": True}
+
+
+async def _called(callee: Observatory, headers: dict[str, str]) -> None:
+    with callee.span("called", parent=headers), callee.span("works"):
+        pass
+
+
+async def test_what_cannot_be_told_is_told_when_the_store_is_back(
+    http: Receiver, own_server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace that failed while Redis was away."""
+    monkeypatch.setenv("OBSERVATORY_TRACING_SAMPLE_RATIO", "0")
+    where: dict[str, Any] = {"redis_url": own_server.url, "namespace": namespace}
+    async with Observatory("caller", **where) as caller, Observatory("callee", **where) as callee:
+        headers: dict[str, str] = {}
+        with callee.span("warm"), callee.span("up"):
+            pass
+        with contextlib.suppress(KeyError), caller.span("calls"):
+            caller.tracing.inject(headers)
+            await asyncio.sleep(1.2)
+            await asyncio.create_task(_called(callee, headers), context=contextvars.Context())
+            own_server.stop()
+            raise KeyError
+        await asyncio.sleep(1.5)
+        own_server.start()
+        async with asyncio.timeout(10):
+            while len(callee.tracing.tail._kept) == 0:
+                await asyncio.sleep(0.1)
+    wait_until(lambda: len(names(http)) >= 3, "both parts came")
+    assert sorted(names(http)) == ["called", "calls", "works"]
+
+
 class Counted:
     """Takes what would be sent."""
 
@@ -315,7 +377,7 @@ class Counted:
         self.spans.append(span)
 
 
-def test_what_waits_is_bounded() -> None:
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces that never end, and a trace of very many spans: the oldest are forgotten, and counted."""
     from opentelemetry.sdk.trace import TracerProvider
 
@@ -324,7 +386,7 @@ def test_what_waits_is_bounded() -> None:
     provider.add_span_processor(tail)
     tracer = provider.get_tracer("t")
     never_ended = [tracer.start_span(f"{number}") for number in range(2 * MAX_TRACES)]
-    assert len(tail._open) == MAX_TRACES
+    assert len(tail._traces) == MAX_TRACES
     with tracer.start_as_current_span("many"):
         for _ in range(2 * MAX_SPANS):
             tracer.start_span("one").end()
@@ -332,8 +394,23 @@ def test_what_waits_is_bounded() -> None:
     assert not tail._waiting
     for span in never_ended:
         span.end()
-    assert not tail._open
-    assert not tail._waiting
+    assert not tail._traces
+    assert not tail.concerned
+    with contextlib.suppress(KeyError), tracer.start_as_current_span("fails"):
+        raise KeyError
+    assert tail.told()
+    assert not tail._traces
+    tail.listen()
+    monkeypatch.setattr("observatory.sampling.MAX_WAITING", 500)
+    for _ in range(100):
+        with tracer.start_as_current_span("waits"):
+            for _ in range(9):
+                tracer.start_span("one").end()
+    assert 0 < tail._waiting <= 500
+    assert sum(len(trace.spans) for trace in tail._traces.values()) == tail._waiting
+    monkeypatch.setattr("observatory.sampling.WAITS_FOR", -1.0)
+    tracer.start_span("last").end()
+    assert tail._waiting <= 1, "what has waited long enough is let go"
 
 
 @contextmanager
