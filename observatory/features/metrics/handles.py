@@ -5,9 +5,8 @@ from typing import Any
 
 from ...clock import monotonic
 from ...names import Kind
-from ...units import MAX_EXACT
 from .recorder import Labels, Recorder
-from .tables import FOLD_AT, ROUGH_BELOW
+from .tables import FOLD_AT, ROUGH_BELOW, SMALL
 
 _NOTHING: Labels = {}
 
@@ -40,7 +39,7 @@ class Counter(_Handle):
         if labels:
             return self._recorder.increment_counter(self._name, value, self._with(labels))
         found = self._series
-        plain = 0 <= value <= MAX_EXACT if type(value) is int else type(value) is float and 0.0 <= value < ROUGH_BELOW
+        plain = 0 <= value <= SMALL if type(value) is int else type(value) is float and 0.0 <= value < ROUGH_BELOW
         if plain and found is not None and monotonic() < self._recorder.until:
             pending = found.pending
             pending.append(value)

@@ -11,9 +11,21 @@ from ...errors import InvalidArgument
 from ...keys import WINDOW_US
 from ...logs import INTERNAL
 from ...names import OURS, Definition, Kind
-from ...units import MAX_EXACT, NANO, shown
+from ...units import NANO, shown
 from . import series
-from .tables import FOLD_AT, ROUGH_BELOW, CounterSeries, GaugeSeries, HistogramSeries, Series, Spelled, Table, counted, finite
+from .tables import (
+    FOLD_AT,
+    ROUGH_BELOW,
+    SMALL,
+    CounterSeries,
+    GaugeSeries,
+    HistogramSeries,
+    Series,
+    Spelled,
+    Table,
+    counted,
+    finite,
+)
 from .waiting import Group, Waiting, Window
 
 Labels = Mapping[str, str]
@@ -49,8 +61,9 @@ class Recorder:
         """Add to a counter."""
         try:
             found = self._counters[metric][tuple(labels.items()) if labels else ()]
-            plain = 0 <= value <= MAX_EXACT if type(value) is int else type(value) is float and 0.0 <= value < ROUGH_BELOW
-            if plain and monotonic() < self.until:
+            if (
+                0 <= value <= SMALL if type(value) is int else type(value) is float and 0.0 <= value < ROUGH_BELOW
+            ) and monotonic() < self.until:
                 pending = found.pending
                 pending.append(value)
                 if len(pending) >= FOLD_AT:

@@ -23,6 +23,8 @@ Pair = tuple[str, int]
 FOLD_AT = 256
 """Recordings that a series may have pending. They are folded together: that is cheaper by the piece, and a few kilobytes."""
 LARGEST = MAX_EXACT * NANO
+SMALL = 2**30 - 1
+"""Whole numbers up to here are one digit to the interpreter, which compares them in one step; larger ones go the long way."""
 ROUGH_BELOW = 1e6
 """Below, a double's billionths are what rounding a product gives. Above, they are looked at more closely (units.nano)."""
 _WHOLE = 2.0**52
@@ -78,7 +80,7 @@ class Series:
 
 
 class CounterSeries(Series):
-    """Pending: whole numbers from 0 to 2^52, and doubles from 0, below ROUGH_BELOW."""
+    """Pending: whole numbers from 0 to SMALL, and doubles from 0, below ROUGH_BELOW."""
 
     __slots__ = ("nano",)
 
