@@ -140,6 +140,9 @@ class Keys:
     def gauge_writers(self, partition: int) -> Key:  # zset: writer, by the moment it last wrote (us)
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:gauges")
 
+    def exemplars(self, partition: int, generation: int) -> Key:  # hash: metric + series -> JSON of one call to look at
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:exemplars:{generation}")
+
     # events
     def stream(self, partition: int) -> Key:  # stream: entries of up to 100 events
         return Key(f"{self._prefix}:events:{{t{partition}}}:stream")

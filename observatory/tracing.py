@@ -27,6 +27,14 @@ def ids() -> dict[str, str]:
     return {"trace_id": f"{current.trace_id:032x}", "span_id": f"{current.span_id:016x}"}
 
 
+def sampled() -> tuple[str, str] | None:
+    """trace_id and span_id of the current span, if its trace is sent."""
+    current = trace.get_current_span().get_span_context()
+    if not (current.is_valid and current.trace_flags.sampled):
+        return None
+    return f"{current.trace_id:032x}", f"{current.span_id:016x}"
+
+
 class Tracing:
     """Spans of one service. Uses the global tracer provider where the application has set one, else one of its own.
 

@@ -151,6 +151,12 @@ class Adding(Protocol):
     def histogram(self, name: str) -> Spreading: ...
 
 
+class Exemplifying(Adding, Protocol):
+    """And can keep an example."""
+
+    def exemplify(self, metric: str, value: float, labels: Mapping[str, str] | None = None) -> None: ...
+
+
 class _Meter:
     """The counters and histograms that calls of one provider, model and labels go to."""
 
@@ -182,10 +188,14 @@ class Meters:
         if found is None:
             if len(self._meters) >= MAX_METERS:
                 self._meters.clear()
-            base = {"provider": call.provider, "model": call.model}
-            base.update((name, dimensions[name]) for name in self._labels if name in dimensions)
-            found = self._meters[key] = _Meter(self._into, base)
+            found = self._meters[key] = _Meter(self._into, self.labels(call, dimensions))
         return found
+
+    def labels(self, call: _Call | StoredCall, dimensions: Dimensions) -> dict[str, str]:
+        """Those that all metrics of a call have."""
+        base = {"provider": call.provider, "model": call.model}
+        base.update((name, dimensions[name]) for name in self._labels if name in dimensions)
+        return base
 
     def measure(self, call: _Call | StoredCall, dimensions: Dimensions, nano_usd: int | None) -> None:
         """Write every metric of one call. nano_usd: its cost, as `nano` has it."""
@@ -228,7 +238,8 @@ class Recording(Protocol):
 class Calls:
     """Records the calls of this process: metrics here and now, and an event for whoever wants more."""
 
-    def __init__(self, metrics: Adding, events: Recording, labels: tuple[str, ...]) -> None:
+    def __init__(self, metrics: Exemplifying, events: Recording, labels: tuple[str, ...]) -> None:
+        self._metrics = metrics
         self._meters = Meters(metrics, labels)
         self._events = events
 
@@ -269,5 +280,11 @@ class Calls:
         about = bound.checked(dimensions) if dimensions else {}
         claim = self._events.put(LLM_CALL, call, id=id, counted=True, about=about)
         if claim.new:
-            self._meters.measure(call, {**bound.current(), **about} if about else bound.current(), nano_usd)
+            known = {**bound.current(), **about} if about else bound.current()
+            self._meters.measure(call, known, nano_usd)
+            if trace_id is not None:
+                base = self._meters.labels(call, known)
+                self._metrics.exemplify(Metric.REQUEST_LATENCY, latency, base)
+                if time_to_first_token is not None:
+                    self._metrics.exemplify(names.FIRST_TOKEN, time_to_first_token, base)
         return claim.id

@@ -182,3 +182,28 @@ async def test_the_fleets_numbers_in_openmetrics(obs: Observatory, opening: Open
     assert found["test_level"] == [({}, 2.5)]
     assert found["observatory_request_latency_seconds_count"] == [({}, 2.0)]
     assert text == await other.metrics.exposition(form="openmetrics")
+
+
+async def test_a_sampled_call_is_an_example_of_its_bucket(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trace stands with the first bucket that counts it, in OpenMetrics alone; a trace that is not sent is none."""
+    obs, other = await opening(), await opening()
+    with obs.span("asked"):
+        obs.record_request("p", "m", latency=0.3, time_to_first_token=0.1)
+        trace_id = obs.tracing.trace_id
+    obs.record_request("p", "m", latency=0.3)
+    monkeypatch.setenv("OBSERVATORY_TRACING_SAMPLE_RATIO", "0")
+    unsampled = await opening()
+    with unsampled.span("asked"):
+        unsampled.record_request("p", "m", latency=0.3)
+        unsampled.record_request("p", "other", latency=0.3)
+    for one in (obs, unsampled):
+        await one.flush()
+    families = {family.name: family for family in READERS["openmetrics"](await other.metrics.exposition(form="openmetrics"))}
+    for name, value in (("observatory_request_latency_seconds", 0.3), ("observatory_time_to_first_token_seconds", 0.1)):
+        examples = [sample for sample in families[name].samples if sample.exemplar is not None]
+        assert len(examples) == 1
+        example = examples[0].exemplar
+        assert example.labels["trace_id"] == trace_id
+        assert example.value == value <= float(examples[0].labels["le"])
+        assert examples[0].value > 0
+    assert "trace_id" not in await other.metrics.exposition()

@@ -1,7 +1,7 @@
 """What leaves: the totals of the fleet, told only while they are whole, or of this process since it started."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from ...errors import StoreError
@@ -9,9 +9,12 @@ from ...names import OURS, Definition
 from ...store.store import Store
 from . import read
 from .blocks import Table, Value
+from .exemplars import Exemplar
 from .gaps import Gaps
 from .recorder import Recorder
 from .waiting import Group, Window
+
+Exemplary = Callable[[], Awaitable[dict[str, dict[str, Exemplar]]]]
 
 
 class Family(NamedTuple):
@@ -21,14 +24,20 @@ class Family(NamedTuple):
     definition: Definition
     table: Table
     gauges: dict[str, float]
+    exemplars: Mapping[str, Exemplar] = {}
+
+
+async def _none() -> dict[str, dict[str, Exemplar]]:
+    return {}
 
 
 class Export:
     """Reads for those who carry the numbers elsewhere."""
 
-    def __init__(self, store: Callable[[], Store], recorder: Recorder) -> None:
+    def __init__(self, store: Callable[[], Store], recorder: Recorder, exemplars: Exemplary = _none) -> None:
         self._store = store
         self._recorder = recorder
+        self._exemplars = exemplars
         self._own: dict[str, Family] | None = None
         self.gaps = Gaps()
 
@@ -43,7 +52,10 @@ class Export:
         tables = await read.totals(store, counted)
         # Once more: the store may have gone back while it was read.
         await self.gaps.refuse(store)
-        families = [Family(metric, known[metric], tables[metric], {}) for metric in counted if tables[metric]]
+        exemplars = await self._exemplars()
+        families = [
+            Family(metric, known[metric], tables[metric], {}, exemplars.get(metric, {})) for metric in counted if tables[metric]
+        ]
         for metric in sorted(gauges):
             sums = {text: sum(values) for text, values in gauges[metric].items()}
             families.append(Family(metric, OURS.get(metric, Definition("gauge")), {}, sums))

@@ -1,12 +1,13 @@
 """`obs.metrics`: recording, flushing, asking."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from ... import names
-from ...errors import StoreUnavailable
+from ...errors import StoreError, StoreUnavailable
 from ...keys import Key
 from ...logs import INTERNAL
 from ...names import Definition, Metric
@@ -15,6 +16,7 @@ from ...store.script import lua
 from ...store.store import Bulk, Store
 from ...types import Duration, Moment
 from . import openmetrics, query, rollup
+from .exemplars import Exemplars
 from .export import Export, Family
 from .handles import Counter, Gauge, Histogram
 from .openmetrics import Form
@@ -75,7 +77,8 @@ class Metrics:
         self.record_histogram, self.set_gauge = recorder.record_histogram, recorder.set_gauge
         self._max_series = max_series
         self._outbox: Outbox[Batch] = Outbox(self._send)
-        self._export = Export(store, self._recorder)
+        self._exemplars = Exemplars(store, partition)
+        self._export = Export(store, self._recorder, self._exemplars.fleet)
         self._lost_reported = 0
         self._complained: set[str] = set()
         self._frozen_at = 0
@@ -95,6 +98,13 @@ class Metrics:
         self._recorder.describe(name, Definition("histogram", unit, description))
         return Histogram(self._recorder, str(name))
 
+    def exemplify(self, metric: Metric | str, value: float, labels: Mapping[str, str] | None = None) -> None:
+        """The current span is an example of a value that was recorded in a histogram. `record_request` does so.
+
+        Nothing where there is none, or its trace is not sampled. Exporters tell it where the format allows.
+        """
+        self._exemplars.keep(metric, value, labels or {})
+
     # flushing
     async def flush(self) -> None:
         """Acknowledged by Redis when it returns; StoreUnavailable otherwise (nothing is lost)."""
@@ -108,6 +118,8 @@ class Metrics:
         self._freeze(final=final)
         await self._outbox.deliver()
         self._report_lost()
+        with contextlib.suppress(StoreError):
+            await self._exemplars.deliver()
 
     def _report_lost(self) -> None:
         if self._outbox.lost > self._lost_reported:
@@ -208,6 +220,7 @@ class Metrics:
         """A forked child is a writer of its own."""
         self._recorder.forget()
         self._export.forget()
+        self._exemplars.forget()
         self._outbox.reset()
         self._commit = self._next_commit = None
 

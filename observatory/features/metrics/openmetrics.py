@@ -13,6 +13,7 @@ from ...names import Definition
 from ...version import __version__
 from . import series
 from .blocks import Value
+from .exemplars import Exemplar
 from .export import Family
 
 Form = Literal["text", "openmetrics"]
@@ -152,25 +153,37 @@ def _header(names: _Names, definition: Definition, form: Form) -> str:
     return said
 
 
-def _counted(sample: str, labels: str, value: Value) -> Iterator[str]:
+def _counted(sample: str, labels: str, value: Value, example: Exemplar | None) -> Iterator[str]:
     passed, left = value.zero, sorted(value.buckets.items(), reverse=True)
+    # An example stands with the first bucket that it counts in.
+    shown_with = math.inf if example is None or example.value <= 0 else series.bucket(example.value)
     for bound, last in _BOUNDS:
         while left and left[-1][0] <= last:
             passed += left.pop()[1]
-        yield f"{_labelled(f'{sample}_bucket', labels, bound)} {passed}\n"
+        behind = ""
+        if example is not None and shown_with <= last:
+            behind, shown_with = _example(example), math.inf
+        yield f"{_labelled(f'{sample}_bucket', labels, bound)} {passed}{behind}\n"
     infinite = 'le="+Inf"'
-    yield f"{_labelled(f'{sample}_bucket', labels, infinite)} {value.count}\n"
+    behind = "" if example is None or shown_with == math.inf else _example(example)
+    yield f"{_labelled(f'{sample}_bucket', labels, infinite)} {value.count}{behind}\n"
     yield f"{_labelled(f'{sample}_sum', labels)} {_nano(value.nano)}\n"
     yield f"{_labelled(f'{sample}_count', labels)} {value.count}\n"
 
 
-def _samples(family: Family, names: _Names) -> Iterator[str]:
-    """One text per series."""
+def _example(one: Exemplar) -> str:
+    moment = f"{one.at_us // 1_000_000}.{one.at_us % 1_000_000:06d}"
+    return f' # {{trace_id="{one.trace_id}",span_id="{one.span_id}"}} {_number(one.value)} {moment}'
+
+
+def _samples(family: Family, names: _Names, form: Form) -> Iterator[str]:
+    """One text per series. The older form has no place for examples."""
+    exemplars = family.exemplars if form == "openmetrics" else {}
     is_histogram = family.definition.kind == "histogram"
     for text in sorted(family.table):
         labels, value = _labels(text, is_histogram), family.table[text]
         if is_histogram:
-            yield "".join(_counted(names.sample, labels, value))
+            yield "".join(_counted(names.sample, labels, value, exemplars.get(text)))
         else:
             yield f"{_labelled(names.sample, labels)} {_nano(value.nano)}\n"
     for text in sorted(family.gauges):
@@ -189,7 +202,7 @@ async def exposition(families: Iterable[Family], form: Form, preface: str = "") 
     written = [preface]
     for family, names in _called(families):
         written.append(_header(names, family.definition, form))
-        for number, sample in enumerate(_samples(family, names)):
+        for number, sample in enumerate(_samples(family, names, form)):
             written.append(sample)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import opentelemetry.sdk.metrics as sdk
 from opentelemetry.sdk.metrics._internal.point import Buckets
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -22,6 +23,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from ...version import __version__
 from . import series
 from .blocks import Value
+from .exemplars import Exemplar
 from .export import Family
 
 _EXACT = 2**53
@@ -91,7 +93,12 @@ def _spreads(family: Family, moments: Moments) -> Iterator[ExponentialHistogramD
             # The smallest and the largest of a life are not known, and optional.
             min=None,  # type: ignore[arg-type]
             max=None,  # type: ignore[arg-type]
+            exemplars=[_example(one)] if (one := family.exemplars.get(text)) else [],
         )
+
+
+def _example(one: Exemplar) -> sdk.Exemplar:
+    return sdk.Exemplar({}, one.value, one.at_us * 1000, int(one.span_id, 16), int(one.trace_id, 16))
 
 
 def _buckets(value: Value) -> Buckets:
