@@ -302,7 +302,7 @@ BENCHMARK = Benchmark(
 Recording happens in the process and needs no store: contenders have turns of 20 ms in one process, one thread unless a table
 says otherwise, three times as many rounds as below. Time is that of the thread's CPU, so that busy neighbours count as little
 as possible; with four threads it is the clock on the wall. What each did is counted afterwards, and a count that is off is no
-figure. Ours folds what it has recorded as it goes, which is in its figures; making a batch of it once a second is the flush's.""",
+figure. Ours folds what it has recorded as it goes, which is in its figures; making a batch of it is the flush's.""",
     parts=(
         Study("Counter, two labels", "The same two labels each time; *bound*: they are given once, beforehand.", _counter),
         Study(
@@ -314,9 +314,7 @@ that grow coarser as they must; ddsketch is set to 1 %.""",
         ),
         Study("record_request", "Five metrics and an event: `Usage(...)`, a latency and a price, made in the call.", _request),
         Study("Four threads on one series", "All of them at once, on the same two labels.", _threads),
-        Study(
-            "Growth with series", "A counter; series in random order. Bytes are tracemalloc's, labels not included.", _series
-        ),
+        Study("Growth with series", "A counter; series in random order. Bytes: tracemalloc's, labels left out.", _series),
         Study(
             f"Flush of {CHANGED:,} changed series",
             """\

@@ -49,11 +49,21 @@ def test_meters_are_bounded_and_what_they_forget_is_found_again() -> None:
         for number in range(MAX_METERS + 5):
             meters.measure(CallData("p", f"m{number}", cost_usd=Decimal("0.1")), {"team": "a", "user": "b"}, 100_000_000)
             assert len(meters._meters) <= MAX_METERS
-    added = {group.metric: dict(group.additions) for group in recorder.freeze()}
+    added = sums(recorder)
     assert len(added[Metric.REQUESTS_TOTAL]) == MAX_METERS + 5
     assert set(added[Metric.REQUESTS_TOTAL].values()) == {2}
     assert set(added[Metric.TOTAL_COST_USD].values()) == {200_000_000}
     assert 'w|model="m7",provider="p",status="success",team="a"' in added[Metric.REQUESTS_TOTAL]
+
+
+def sums(recorder: Recorder) -> dict[str, dict[str, int]]:
+    """By metric and field, over however many windows it took."""
+    found: dict[str, dict[str, int]] = {}
+    for group in recorder.freeze():
+        into = found.setdefault(group.metric, {})
+        for field, number in group.additions:
+            into[field] = into.get(field, 0) + number
+    return found
 
 
 class Into:
@@ -77,7 +87,7 @@ def test_money_is_counted_to_the_nano_dollar(nano: int) -> None:
     call = CallData("p", "m", cost_usd=Decimal(nano).scaleb(-9))
     for _ in range(4):
         meters.measure(call, {}, billionths(call.cost_usd))
-    added = {group.metric: dict(group.additions) for group in recorder.freeze()}.get(Metric.TOTAL_COST_USD, {})
+    added = sums(recorder).get(Metric.TOTAL_COST_USD, {})
     labels = 'model="m",provider="p"'
     assert added.get(f"w|{labels}", 0) * 10**9 + added.get(f"n|{labels}", 0) == 4 * nano
 

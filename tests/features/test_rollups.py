@@ -365,3 +365,38 @@ async def test_on_a_cluster(cluster: Cluster, opening: Open, monkeypatch: pytest
         for step in (None, 6, 360):
             await agree(several[0], told, now - 8600 if step != 6 else now - 5000, now, step)
         await asyncio.gather(*(obs.metrics.compact() for obs in several))
+
+
+async def test_gauges_recorded_have_a_history(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes, 400 series each, a minute: sums over processes, the lowest and the highest; sealed or not."""
+    hands = [time.monotonic() - 200]
+    for room in ("recorder", "handles"):
+        monkeypatch.setattr(f"observatory.features.metrics.{room}.monotonic", lambda: hands[0])
+    several = [await opening() for _ in range(3)]
+    shift_us = time.time_ns() // 1000 - int(time.monotonic() * 1e6)
+    for obs in several:
+        monkeypatch.setattr(obs.store, "server_us", lambda: int(hands[0] * 1e6) + shift_us)
+    began = _window_now(several[0])
+    for turn in range(6):
+        for process, obs in enumerate(several):
+            for number in range(400):
+                obs.metrics.set_gauge(DEPTH, number + process * 1000 - turn / 4, {"n": str(number)})
+        hands[0] += 10
+        for obs in several:
+            await obs.flush()
+    monkeypatch.undo()
+    for _ in range(2):
+        asked: dict[str, Any] = {"since": _moment(began), "until": _moment(began + 6), "step": 10}
+        found = await several[0].metrics.query(DEPTH, "sum", by="n", **asked)
+        assert len(found.series) == 400
+        for one in found.series:
+            number = int(one.labels["n"])
+            assert [point.value for point in one.points] == [3 * number + 3000 - 3 * turn / 4 for turn in range(6)]
+        for stat, expected in (("min", -5 / 4), ("max", 2399.0)):
+            values = [point.value for point in (await several[0].metrics.query(DEPTH, stat, **asked)).series[0].points]
+            assert (min if stat == "min" else max)(values) == expected
+        await several[0].metrics.compact()
+
+
+def _window_now(obs: Observatory) -> int:
+    return (obs.store.server_us() or 0) // WINDOW_US

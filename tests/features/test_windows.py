@@ -183,3 +183,51 @@ async def test_steps_begin_with_the_first_window(opening: Open, hands: list[floa
     assert points[0].at == found.since
     assert [point.value for point in points] == pytest.approx([1.0] * len(points))
     assert len(points) == 4
+
+
+def samples(recorder: Recorder, now: float) -> list[tuple[int, dict[str, int]]]:
+    """Windows of a gauge: their number since 1,000,000 s, and its additions."""
+    taken = recorder.windows(int(now * 1e6))
+    return [
+        (window.at_us // WINDOW_US - 100_000, dict(group.additions))
+        for window in taken
+        for group in window.groups
+        if group.metric == "test_depth"
+    ]
+
+
+def test_gauges_are_sampled_once_a_window(hands: list[float]) -> None:
+    """The last value of each window, in that window, however often it is flushed between; also below zero."""
+    recorder = Recorder()
+    recorder.windows(int(hands[0] * 1e6))
+    for value in (7.0, 2.0, -2.5):
+        recorder.set_gauge("test_depth", 99.0)
+        hands[0] += 4
+        recorder.set_gauge("test_depth", value)
+        assert samples(recorder, hands[0]) == []
+        hands[0] += 5.9
+        assert samples(recorder, hands[0]) == []
+        hands[0] += 0.1
+        if value == 2.0:
+            recorder.set_gauge("test_depth", 50.0)
+        else:
+            recorder.adjust("test_depth", 1.0)
+        number = round(hands[0] - 1_000_000) // 10 - 1
+        whole, rest = divmod(round(value * 10**9), 10**9)
+        assert samples(recorder, hands[0]) == [(number, {"k|": 1, "w|": whole, "n|": rest})]
+
+
+def test_gauges_stand_where_nobody_came_by(hands: list[float]) -> None:
+    """For a minute; beyond, and in a forked child, and where billionths mean nothing, there is no history."""
+    recorder = Recorder()
+    recorder.windows(int(hands[0] * 1e6))
+    recorder.set_gauge("test_depth", 3.0)
+    recorder.set_gauge("test_depth", 2.0**60, {"too": "large"})
+    hands[0] += 35
+    sample = {"k|": 1, "w|": 3, "n|": 0}
+    assert samples(recorder, hands[0]) == [(number, sample) for number in range(3)]
+    hands[0] += 86_400
+    assert samples(recorder, hands[0]) == [(number, sample) for number in range(3, 10)]
+    recorder.forget()
+    hands[0] += 20
+    assert samples(recorder, hands[0]) == []

@@ -32,6 +32,8 @@ Labels = Mapping[str, str]
 _NOTHING: Labels = {}
 MAX_METRICS = 1000
 _CACHED_SPELLINGS = 4
+MOST_MISSED = 6
+"""Windows in which nobody recorded or flushed, and gauges still count as standing. Beyond: the machine may have slept."""
 
 
 class Recorder:
@@ -129,6 +131,8 @@ class Recorder:
             if not math.isfinite(by):
                 raise ValueError(f"{by!r} is not a finite number")
             with self._lock:
+                if monotonic() >= self.until:
+                    self._close()
                 found, _ = self._find(table, labels or _NOTHING)
                 moved = (found.value or 0.0) + by
                 if not math.isfinite(moved):
@@ -231,11 +235,25 @@ class Recorder:
         now = monotonic()
         taken = ((table, table.take()) for table in self._tables.values())
         groups = [Group(table.name, table.definition, additions) for table, additions in taken if additions]
-        if groups:
+        over = now >= self.until
+        stood = self._stood() if over else []
+        if groups or stood:
             # The middle: the server's clock may be known a little better by the time that it is asked which window this is.
-            folded = self._waiting.put(Window(int((self._since + min(self.until, now)) / 2 * 1e6), groups))
-            self._count(names.WINDOWS_FOLDED, {}, folded)
+            self._wait((self._since + min(self.until, now)) / 2, groups + stood)
+        if over and stood:
+            # Nobody came by at the end of these: gauges stood there all the same.
+            for number in range(min(int((now - self.until) * 1e6) // WINDOW_US, MOST_MISSED)):
+                self._wait(self.until + (number + 0.5) * WINDOW_US / 1e6, stood)
         self._begin(now)
+
+    def _stood(self) -> list[Group]:
+        """One sample of every gauge, at the end of a window."""
+        taken = ((table, table.sample()) for table in self._tables.values() if table.definition.kind == "gauge")
+        return [Group(table.name, table.definition, additions) for table, additions in taken if additions]
+
+    def _wait(self, at: float, groups: list[Group]) -> None:
+        folded = self._waiting.put(Window(int(at * 1e6), groups))
+        self._count(names.WINDOWS_FOLDED, {}, folded)
 
     def windows(self, now_us: int) -> list[Window]:
         """Take everything that was added since the last time, by windows of the server's clock, which says `now_us`."""

@@ -2,7 +2,8 @@
 
 A series is its labels, sorted, in Prometheus' own spelling: model="gpt-4o",provider="openai". A field is `<part>|<series>`:
 w and n, the whole part and the billionths of a counter; c, s, t, the count, and the sum's whole part and billionths of a
-histogram; z and b<index>, its zero bucket and its base-2 exponential buckets (OpenTelemetry, scale 5).
+histogram; z and b<index>, its zero bucket and its base-2 exponential buckets (OpenTelemetry, scale 5); k, w and n, the samples
+of a gauge, one a window and process, and their sum's whole part and billionths.
 """
 
 import math

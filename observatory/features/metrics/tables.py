@@ -179,6 +179,17 @@ class GaugeSeries(Series):
     def put(self, value: Any, nano: int) -> None:
         self.value = value
 
+    def sample(self) -> Iterator[Pair]:
+        """Where it stands, once, as additions: how many samples, and the sum's whole part and billionths.
+
+        What is larger than 2^52 has no billionths that mean anything, and none that the store could add up: it has no history.
+        """
+        if self.value is not None and abs(self.value) <= MAX_EXACT:
+            whole, rest = divmod(nano(self.value), NANO)
+            yield f"k|{self.text}", 1
+            yield f"w|{self.text}", whole
+            yield f"n|{self.text}", rest
+
     def clear(self) -> None:
         self.value = None
 
@@ -209,3 +220,7 @@ class Table:
             if found.pending:
                 found.fold()
         return [pair for found in every for pair in found.take()]
+
+    def sample(self) -> list[Pair]:
+        """Where every series of a gauge stands."""
+        return [pair for found in self.series.values() for pair in found.sample()]

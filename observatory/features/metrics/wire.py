@@ -72,16 +72,19 @@ def window_of(moment_us: int) -> int:
 
 
 def pieces(groups: list[Group]) -> Iterator[tuple[Group, ...]]:
-    """The groups in portions of at most MAX_FIELDS additions."""
+    """The groups in portions of at most MAX_FIELDS additions. The three of a gauge's sample stay together: they are its value."""
     portion: list[Group] = []
     room = MAX_FIELDS
     for group in groups:
+        together = 3 if group.definition.kind == "gauge" else 1
         rest = group.additions
         while rest:
-            taken, rest = rest[:room], rest[room:]
-            portion.append(group._replace(additions=taken))
-            room -= len(taken)
-            if room == 0:
+            fits = room - room % together
+            taken, rest = rest[:fits], rest[fits:]
+            if taken:
+                portion.append(group._replace(additions=taken))
+                room -= len(taken)
+            if rest or room == 0:
                 yield tuple(portion)
                 portion, room = [], MAX_FIELDS
     if portion:
