@@ -46,7 +46,9 @@ class Streams:
         """Where the next run of a partition is read from."""
         self._under_way: dict[int, asyncio.Task[bool]] = {}
         self._resting: dict[int, float] = {}
-        self._turn = 0
+        self._turn = self._long_turn = 0
+        self._long: set[int] = set()
+        """Partitions that had more than was taken of them."""
         self.applied = 0
         """Events that were applied from here."""
         self.progress_at = monotonic()
@@ -101,6 +103,14 @@ class Streams:
         self._heads = {one: head for one, head in self._heads.items() if one in held}
         self.troubles = {one: trouble for one, trouble in self.troubles.items() if one in held}
         able = [one for one in held if self._resting.get(one, 0.0) <= now]
+        long = [one for one in able if one in self._long]
+        if long:
+            # Read alone, so that more events share what they add; every other turn is that of the others.
+            self._long_turn += 1
+            others = [one for one in able if one not in self._long]
+            if not others or self._long_turn % 2:
+                return [long[(self._long_turn if not others else self._long_turn // 2) % len(long)]]
+            able = others
         most = self._concurrency // 2
         if len(able) > most:
             start = self._turn % len(able)
@@ -126,6 +136,8 @@ class Streams:
         found = sorted((streams[name], entries) for reply in replies for name, entries in (reply or {}).items())
         if not found and not wait and not self._under_way:
             await asyncio.sleep(_POLL)
+        self._long -= set(held)
+        self._long |= {partition for partition, entries in found if len(entries) >= count}
         runs = []
         for partition, entries in found:
             runs.append(self._understood(partition, entries))
