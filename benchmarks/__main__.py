@@ -2,9 +2,14 @@
 
 import sys
 
-from . import bench_growth, bench_rate_limiter, bench_reservations
+from . import bench_growth, bench_rate_limiter, bench_reservations, bench_worker
 from .harness import main
 
 if __name__ == "__main__":
-    broken = [main(bench_rate_limiter.BENCHMARK), main(bench_reservations.BENCHMARK), bench_growth.run()]
+    broken = [
+        main(bench_rate_limiter.BENCHMARK),
+        main(bench_reservations.BENCHMARK),
+        bench_growth.run(),
+        main(bench_worker.BENCHMARK),
+    ]
     sys.exit(max(broken))

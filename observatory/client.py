@@ -1,4 +1,4 @@
-"""Observatory: what a user holds. It lends the store to the rooms below, and has no thought of its own."""
+"""Observatory: what a user holds: opening and closing, and what crosses rooms."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -10,35 +10,22 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 from opentelemetry.trace import Span
 
 from . import dimensions, health
-from .clock import ServerClock
 from .errors import NotOpen
-from .features.cache import Cache, CacheSpace
-from .features.events import Events
-from .features.leases import Leases
-from .features.metrics import Metrics
-from .features.presence import Member
-from .features.rate_limiter import RateLimiter
-from .features.retry import Retry
-from .features.traces import Traces
-from .lifetime import Lifetime
-from .llm import Calls, Usage
-from .logs import Logger
-from .names import LINES_REPEATED
-from .observed import Observer
-from .redaction import Redactor
-from .rooms import room
+from .features.cache import Cache
+from .features.presence import Member, Presence
+from .household import Household
+from .llm import Usage
 from .settings import Settings
 from .store.check import Health
 from .store.store import Store
-from .tracing import Tracing
-from .types import Amount, Clock, Dimensions
+from .types import Amount, Dimensions
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Observatory:
+class Observatory(Household):
     """One per process, made at import time: no I/O, no event loop, until it is opened. Opening is counted (nesting is fine) and
     may be repeated.
 
@@ -46,107 +33,6 @@ class Observatory:
     OBSERVATORY_REDIS_URL, else an embedded server where that is harmless. namespace: part of every key. settings: as made by
     Settings.load; None: loaded when first needed.
     """
-
-    def __init__(
-        self,
-        service_name: str | None = None,
-        *,
-        redis_url: str | None = None,
-        namespace: str | None = None,
-        settings: Settings | None = None,
-        role: str = "client",
-        clock: Clock | None = None,
-    ) -> None:
-        self._given = {"service_name": service_name, "redis_url": redis_url, "namespace": namespace}
-        self._fixed = settings
-        self._clock: Clock = clock or ServerClock()
-        self._lifetime = Lifetime(
-            role, flush=self._last_flush, flush_regularly=self._flush_regularly, forget=self._forget, logger=lambda: self.logger
-        )
-
-    # the rooms, made when first used
-    @room
-    def settings(self) -> Settings:
-        """As read when first needed, and anew at each opening."""
-        return self._load()
-
-    def _load(self) -> Settings:
-        given: dict[str, Any] = {name: value for name, value in self._given.items() if value is not None}
-        return Settings.load(None, **given) if self._fixed is None else self._fixed.replace(**given)
-
-    @room
-    def metrics(self) -> Metrics:
-        lifetime = self._lifetime
-        return Metrics(lifetime.store, max_series=self.settings.metrics.max_series, partition=lifetime.partition)
-
-    @room
-    def events(self) -> Events:
-        lifetime, settings = self._lifetime, self.settings.events
-        return Events(
-            lifetime.store,
-            self.metrics,
-            now_us=lifetime.now_us,
-            partition=lifetime.partition,
-            max_entries=settings.max_entries,
-            max_buffered=settings.max_buffered,
-        )
-
-    @room
-    def rate_limiter(self) -> RateLimiter:
-        lifetime, settings = self._lifetime, self.settings
-        return RateLimiter(
-            *(lifetime.store, self._clock, self.metrics, settings.limits),
-            replicas=settings.redis.replicas,
-            owner=lambda: lifetime.identity,
-            instances=lifetime.most_live,
-        )
-
-    @room
-    def retry(self) -> Retry:
-        return Retry.of(self.metrics, self.settings.retry)
-
-    @room
-    def leases(self) -> Leases:
-        return Leases(self._lifetime.store, lambda: self._lifetime.identity)
-
-    @room
-    def logger(self) -> Logger:
-        return Logger.of(self.service_name, self.instance, self.settings.log, self._redactor)
-
-    @room
-    def tracing(self) -> Tracing:
-        return Tracing.of(self.service_name, self.instance, self.settings.tracing, self._redactor)
-
-    @room
-    def _traces(self) -> Traces:
-        return Traces(self._lifetime.store, lambda: self.tracing.tail)
-
-    @room
-    def _redactor(self) -> Redactor:
-        return Redactor(self.settings.log.redact, self.settings.log.redact_patterns)
-
-    @room
-    def _observer(self) -> Observer:
-        return Observer(lambda: self.tracing, lambda: self.metrics, lambda: self._redactor)
-
-    @room
-    def _calls(self) -> Calls:
-        return Calls(self.metrics, self.events, self.settings.metrics.dimensions)
-
-    @room
-    def _caches(self) -> CacheSpace:
-        cache = self.settings.cache
-        store = self._lifetime.cache_store
-        return CacheSpace(store, self.metrics, ttl=cache.ttl, jitter=cache.jitter, max_value=cache.max_value)
-
-    @property
-    def service_name(self) -> str:
-        return self.settings.service_name or "observatory"
-
-    @property
-    def instance(self) -> str:
-        """This process's name; a forked child has another."""
-        return self.settings.instance or self._lifetime.identity
 
     @property
     def is_open(self) -> bool:
@@ -200,24 +86,6 @@ class Observatory:
         """What was recorded here is acknowledged by Redis when it returns; StoreUnavailable otherwise (nothing is lost)."""
         await asyncio.gather(self.events.flush(), self.metrics.flush())
 
-    async def _last_flush(self) -> None:
-        await self.rate_limiter.aclose()
-        await asyncio.gather(self.events.flush(), self.metrics.retire(), self._traces.exchange())
-
-    async def _flush_regularly(self) -> None:
-        if "logger" in self.__dict__ and (held := self.logger.pen.settle()):
-            self.metrics.increment_counter(LINES_REPEATED, held)
-        await asyncio.gather(self.events.flush(), self.metrics.flush_regularly(), self._traces.exchange())
-
-    def _forget(self) -> None:
-        """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "rate_limiter"):
-            if name in self.__dict__:
-                self.__dict__[name].forget()
-        for name in ("logger", "tracing"):
-            if name in self.__dict__:
-                self.__dict__[name].forget(self.instance)
-
     async def ready(self, *, timeout: float = 5.0) -> None:
         """StoreUnavailable when Redis does not answer in time."""
         await health.ready(self.store, self._lifetime.presence, timeout)
@@ -233,9 +101,9 @@ class Observatory:
         return () if presence is None else await presence.members()
 
     @property
-    def live_peers(self) -> int:
-        """Live instances of this one's role, as of the last beat."""
-        return 0 if self._lifetime.presence is None else self._lifetime.presence.live_peers
+    def presence(self) -> Presence | None:
+        """This process among the others, while it is open; for the doors."""
+        return self._lifetime.presence
 
     # what crosses rooms
     @overload

@@ -23,9 +23,10 @@ WINDOW_US: Final = 10_000_000
 PERMANENT: Final = re.compile(
     r"obs1:[^:]+:("
     r"presence:\{n\}:record"  # what the namespace is: layout, partitions, salt
-    r"|metrics:\{t\d+\}:(names|total:.+)"  # what is counted, and the lifetime totals
+    r"|metrics:\{t\d+\}:(names|sizes|flushes|start|due|rolled|total:.+)"  # what is counted, and the lifetime totals
     r"|events:\{t\d+\}:(stream|offset|ledger|dead)"  # bounded by their length; the offset is the place in the stream
     r"|rate_limiter:\{r\d*\}:fence"  # which server the state was last written by
+    r"|rate_limiter:\{r\d*\}:fence:holds:(open|ledger)"  # of the holds: bounded by how many are open; four numbers
     r"|leases:\{l\}:fences"  # a fence must never step back
     r")"
 )
@@ -89,6 +90,10 @@ class Keys:
         tag = "{r}" if bucket is None else bucket[bucket.index("{") : bucket.index("}") + 1]
         return Key(f"{self._prefix}:rate_limiter:{tag}:fence")
 
+    def limiter_fences(self) -> tuple[Key, ...]:
+        """Of every slot; on Cluster."""
+        return tuple(Key(f"{self._prefix}:rate_limiter:{{r{tag}}}:fence") for tag in range(LIMITER_PARTITIONS))
+
     def shape(self, limit: str) -> Key:  # string: the numbers that a process of the fleet last asked a limit with
         return Key(f"{self._prefix}:rate_limiter:{{r}}:shape:{limit}")
 
@@ -102,11 +107,32 @@ class Keys:
     def metric_names(self, partition: int) -> Key:  # hash: metric -> JSON of its definition
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:names")
 
+    def metric_flushes(self, partition: int) -> Key:  # string: batches added, ever
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:flushes")
+
+    def metric_sizes(self, partition: int) -> Key:  # hash: metric -> how many series it has
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:sizes")
+
+    def metric_start(self) -> Key:  # string: since when exported totals count (us); all exporters say the same
+        return Key(f"{self._prefix}:metrics:{{t0}}:start")
+
     def metric_total(self, partition: int, metric: str) -> Key:  # hash: series|part -> integer, for ever
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:total:{metric}")
 
-    def metric_window(self, partition: int, start_us: int, metric: str) -> Key:  # hash: series|part -> integer, of 10 s
-        return Key(f"{self._prefix}:metrics:{{t{partition}}}:10s:{start_us // WINDOW_US}:{metric}")
+    def metric_window(self, partition: int, window: int, metric: str) -> Key:  # hash: series|part -> integer, of 10 s
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:window:{window}:{metric}")
+
+    def open_windows(self, partition: int) -> Key:  # zset: "window:metric", by window
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:open")
+
+    def metric_blocks(self, partition: int, level: str, index: int, metric: str) -> Key:  # hash: index -> block of windows
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:{level}:{index}:{metric}")
+
+    def due(self, partition: int) -> Key:  # zset: "level:index:metric", by its end (us)
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:due")
+
+    def rolled(self, partition: int) -> Key:  # hash: metric -> token of the last change of its blocks
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:rolled")
 
     def gauges(self, partition: int, writer: str) -> Key:  # hash: metric + series -> the writer's current value
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:gauge:{writer}")
@@ -121,7 +147,7 @@ class Keys:
     def offset(self, partition: int) -> Key:  # string: the last entry that was applied
         return Key(f"{self._prefix}:events:{{t{partition}}}:offset")
 
-    def ledger(self, partition: int) -> Key:  # hash: accepted, applied, dead, dropped
+    def ledger(self, partition: int) -> Key:  # hash: accepted, applied, dead, dropped, replayed
         return Key(f"{self._prefix}:events:{{t{partition}}}:ledger")
 
     def dead(self, partition: int) -> Key:  # stream: events that could not be applied, with the reason

@@ -8,16 +8,23 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def stop_signal(lifeline: int | None = None) -> Iterator[asyncio.Event]:
-    """An event that is set when this process should stop. lifeline: the descriptor of the pipe's reading end."""
+def stop_signal(lifeline: int | None = None, *, again: Callable[[], object] | None = None) -> Iterator[asyncio.Event]:
+    """An event that is set when this process should stop. lifeline: the descriptor of the pipe's reading end. again: what a
+    second signal means."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+
+    def told() -> None:
+        if stop.is_set() and again is not None:
+            again()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
 
     def starter_spoke() -> None:
         # Nothing is ever written, so readable means that the other end is closed.

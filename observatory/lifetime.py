@@ -32,7 +32,8 @@ class Lifetime:
     """What is there between opening and closing. Rooms ask it for the store; nobody else holds one.
 
     flush: deliver all that was recorded, for the last time. flush_regularly: what is due, as the background does it.
-    forget: drop what a forked child must not share with its parent. logger: whose pen writes our own lines too.
+    forget: drop what a forked child must not share with its parent. duties: what else the background does. logger: whose pen
+    writes our own lines too.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Lifetime:
         flush: Callable[[], Awaitable[None]],
         flush_regularly: Callable[[], Awaitable[None]],
         forget: Callable[[], None],
+        duties: Callable[[], tuple[Job, ...]],
         logger: Callable[[], Logger],
     ) -> None:
         self._role = role
         self._flush = flush
         self._flush_regularly = flush_regularly
         self._forget = forget
+        self._duties = duties
         self._logger = logger
         self.identity = _new_identity()
         self._reset()
@@ -141,6 +144,7 @@ class Lifetime:
                 (
                     Job("beat", BEAT_EVERY, self._beat),
                     Job("flush", settings.metrics.flush_every, self._flush_regularly),
+                    *self._duties(),
                 )
             )
             await self._meet(store, self.presence, settings)

@@ -44,8 +44,15 @@ LIMIT_ALERTS: Final = "observatory_limit_alerts_total"
 LIMIT_CONFLICTS: Final = "observatory_limit_conflicts_total"
 BATCHES_LOST: Final = "observatory_batches_lost_total"
 ADDITIONS_REFUSED: Final = "observatory_additions_refused_total"
+ADDITIONS_LATE: Final = "observatory_additions_late_total"
 IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
+EVENTS_DROPPED: Final = "observatory_events_dropped_total"
+STREAM_LAG: Final = "observatory_stream_lag_seconds"
+DEAD_LETTERS: Final = "observatory_dead_letters"
+RESERVATIONS_OPEN: Final = "observatory_reservations_open"
+CONSERVATION_DRIFT: Final = "observatory_conservation_drift"
+EXPORTS_FAILED: Final = "observatory_exports_failed_total"
 OBSERVED: Final = "observatory_observed_seconds"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
 
@@ -73,10 +80,17 @@ OURS: Final[dict[str, Definition]] = {
     LIMIT_CONFLICTS: Definition("counter", "", "Names that mean two limits in one fleet, by limit"),
     BATCHES_LOST: Definition("counter", "", "Batches that could not be delivered, by feature"),
     ADDITIONS_REFUSED: Definition("counter", "", "Additions that the store refused: overflow, a foreign key, another kind"),
+    ADDITIONS_LATE: Definition("counter", "", "Additions that reached the totals alone: their window was more than a day ago"),
     IDS_FORGOTTEN: Definition("counter", "", "Ids of events forgotten before their time, since too many came"),
     OBSERVED: Definition("histogram", "s", "Duration of observed functions, by function, status and error"),
     LINES_REPEATED: Definition("counter", "{line}", "Log lines that were counted instead of written, since they said the same"),
+    EVENTS_DROPPED: Definition("counter", "{event}", "Events that had to make room or were thrown away, by reason"),
+    STREAM_LAG: Definition("gauge", "s", "Age of the oldest event that waits for a worker"),
+    DEAD_LETTERS: Definition("gauge", "{event}", "Events that could not be applied and are kept with their reason"),
+    RESERVATIONS_OPEN: Definition("gauge", "", "Reservations that are held and not yet settled, cancelled or reaped"),
+    CONSERVATION_DRIFT: Definition("gauge", "", "What a ledger says less what is there, by ledger: 0, or something was lost"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
+    EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }
 
 OVERFLOW: Final = "observatory_overflow"

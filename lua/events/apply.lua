@@ -4,33 +4,41 @@ events/apply: add what a run of events means, bury what cannot be read, and move
 Nothing happens unless the offset is where the worker read from: a worker that lost its lease, or was stopped and woke up, is
 refused by this comparison alone. Offset, data and trimming are one step, so a failover rolls them back together.
 
+USES metrics/_add
+
 KEYS
   stream         stream  what is being worked off
   offset         string  the last entry that was applied; absent = none yet
   ledger         hash    accepted, applied, dead, dropped: how many events, ever
   dead           stream  events that could not be applied: id, payload, reason
   names          hash    metric -> JSON of its definition
-  targets...     hash    per delta group two: a metric's lifetime totals, and one of its 10 s windows
+  sizes          hash    metric -> how many series it has
+  open           zset    "window:metric" by window: those that no block holds yet
+  targets...     hash    per group two: a metric's lifetime totals, and one of its open windows (_add.lua)
 
 ARGV
+  now_us         int us  the caller's clock; 0 = ask Redis
   read_from      string  the offset that the worker read from; "0-0" = the beginning
   first          string  the first entry it read
   to             string  the last entry it read
   trim_to        string  the first entry id that stays
   applied        int     events that the deltas stand for
-  keep_ms        int ms  how long a window is kept
+  max_series     int     series of one metric; what comes beyond shares one
   max_dead       int     buried events kept
   buried         int     how many triples follow
-  deltas...      string  triples (id, payload, reason); then per group: metric, definition, how many pairs, pairs (field, int)
+  deltas...      string  triples (id, payload, reason); then the groups (_add.lua)
 
-RETURNS {done, offset, refused}
+RETURNS {done, offset, forgotten, refused, misplaced, folded...}
   done           0 | 1   0: somebody else was here, nothing was changed
   offset         string  where the partition stands now
+  forgotten      int     dead letters that had to make room
   refused        int     additions that the store refused (overflow, foreign key, another kind), each by itself
+  misplaced      int     additions to the totals alone: their window is more than a day ago
+  folded         list    metric, additions, metric, additions …: into the series that a metric's further ones share
 
 COMPLEXITY  O(pairs + buried + trimmed); the run is read again when part of it had to make room meanwhile
 ATOMICITY   one slot
-EXPIRY      windows keep_ms after their first write; the rest stays, bounded
+EXPIRY      windows and their list seven days after the last write; the rest stays, bounded
 RETRY       safe (the second time the offset has moved)
 ]]
 local stream = KEYS[1]
@@ -38,19 +46,31 @@ local offset = KEYS[2]
 local ledger = KEYS[3]
 local dead = KEYS[4]
 local names = KEYS[5]
-local read_from = ARGV[1]
-local first = ARGV[2]
-local to = ARGV[3]
-local trim_to = ARGV[4]
-local applied = tonumber(ARGV[5])
-local keep_ms = tonumber(ARGV[6])
-local max_dead = tonumber(ARGV[7])
-local buried = tonumber(ARGV[8])
+local sizes = KEYS[6]
+local open = KEYS[7]
+local now_us = tonumber(ARGV[1])
+local read_from = ARGV[2]
+local first = ARGV[3]
+local to = ARGV[4]
+local trim_to = ARGV[5]
+local applied = tonumber(ARGV[6])
+local max_series = tonumber(ARGV[7])
+local max_dead = tonumber(ARGV[8])
+local buried = tonumber(ARGV[9])
 
 local stands_at = redis.call('GET', offset) or '0-0'
 if stands_at ~= read_from then
-  return {0, stands_at, 0}
+  return {0, stands_at, 0, 0, 0}
 end
+
+if now_us == 0 then
+  local time = redis.call('TIME')
+  now_us = time[1] * 1000000 + time[2]
+end
+
+-- The additions come first: what a key of another type stops must not have moved anything yet.
+local at = 10 + 3 * buried
+local refused, misplaced, folded = add_groups(8, at, names, sizes, open, now_us, max_series)
 
 -- What had to make room while the worker had it in hand was counted as dropped; it is not lost after all.
 local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
@@ -62,37 +82,16 @@ if not oldest or oldest[1] ~= first then
   redis.call('HINCRBY', ledger, 'dropped', -saved)
 end
 
-local at = 9
+at = 10
 for _ = 1, buried do
-  redis.call('XADD', dead, 'MAXLEN', '~', max_dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
+  redis.call('XADD', dead, '*', 'id', ARGV[at], 'payload', ARGV[at + 1], 'reason', ARGV[at + 2])
   at = at + 3
 end
-
-local refused = 0
-for target = 6, #KEYS, 2 do
-  local total, window = KEYS[target], KEYS[target + 1]
-  local metric, definition, pairs_left = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  local of_one_kind = true
-  if redis.call('HSETNX', names, metric, definition) == 0 then
-    -- The fields of two kinds in one hash would be neither's.
-    local known = string.match(redis.call('HGET', names, metric), '"kind":"(%a+)"')
-    of_one_kind = not known or known == string.match(definition, '"kind":"(%a+)"')
-  end
-  at = at + 3
-  for _ = 1, pairs_left do
-    for _, key in ipairs({total, window}) do
-      local added = of_one_kind and redis.pcall('HINCRBY', key, ARGV[at], ARGV[at + 1])
-      if not added or type(added) == 'table' and added.err then
-        refused = refused + 1
-      end
-    end
-    at = at + 2
-  end
-  redis.call('PEXPIRE', window, keep_ms, 'NX')
-end
-
+-- The oldest dead make room for the newest: `dead` is what is there, and what is not there any more was dropped.
+local forgotten = buried > 0 and redis.call('XTRIM', dead, 'MAXLEN', max_dead) or 0
 redis.call('HINCRBY', ledger, 'applied', applied)
-redis.call('HINCRBY', ledger, 'dead', buried)
+redis.call('HINCRBY', ledger, 'dead', buried - forgotten)
+redis.call('HINCRBY', ledger, 'dropped', forgotten)
 redis.call('SET', offset, to)
 redis.call('XTRIM', stream, 'MINID', trim_to)
-return {1, to, refused}
+return {1, to, forgotten, refused, misplaced, unpack(folded)}

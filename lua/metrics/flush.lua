@@ -4,49 +4,59 @@ metrics/flush: add one writer's batch, exactly once.
 A batch counts iff its number is the writer's watermark + 1. A lower one is a duplicate; a higher one, or any but the first when
 the watermark is absent, is a gap: the store lost batches (failover), and the writer sends them again from there.
 
+USES metrics/_add
+
 KEYS
   watermark      string  the last batch of this writer that was added
   names          hash    metric -> JSON of its definition
+  flushes        string  batches added here, ever: steps back only when the store lost some
+  sizes          hash    metric -> how many series it has
+  open           zset    "window:metric" by window: those that no block holds yet
   gauge_writers  zset    writers that have gauges, by the moment they last wrote
   gauges         hash    this writer's gauges: metric + series -> value
-  targets...     hash    per metric two: its lifetime totals, and its 10 s window; series|part -> integer
+  targets...     hash    per group two: a metric's lifetime totals, and one of its open windows (_add.lua)
 
 ARGV
   now_us         int us  the caller's clock; 0 = ask Redis
   writer         string  who writes
   batch          int     1, 2, 3 …
-  keep_ms        int ms  how long a window is kept
+  max_series     int     series of one metric; what comes beyond shares one
   gauge_keep_ms  int ms  how long gauges outlive their writer
   gauge_count    int     how many gauge pairs follow; -1 leaves the gauges as they are
-  deltas...      string  gauge pairs (field, value); then per metric: its name, its definition, how many pairs, pairs (field, int)
+  deltas...      string  gauge pairs (field, value); then the groups (_add.lua)
 
-RETURNS {verdict, watermark, refused}
+RETURNS {verdict, watermark, refused, misplaced, folded...}
   verdict        0 | 1 | 2   0 duplicate, 1 added, 2 gap
   watermark      int     the last batch that is added now
   refused        int     additions that the store refused (overflow, foreign key, another kind), each by itself
+  misplaced      int     additions to the totals alone: their window is more than a day ago
+  folded         list    metric, additions, metric, additions …: into the series that a metric's further ones share
 
 COMPLEXITY  O(pairs)
 ATOMICITY   one slot; the watermark moves with the data, so both are lost or kept together in a failover
-EXPIRY      windows keep_ms after their first write, gauges gauge_keep_ms after the last, watermark seven days; totals and names stay
+EXPIRY      windows and their list seven days after the last write, gauges gauge_keep_ms, watermark seven days; the rest stays
 RETRY       safe
 ]]
 local watermark = KEYS[1]
 local names = KEYS[2]
-local gauge_writers = KEYS[3]
-local gauges = KEYS[4]
+local flushes = KEYS[3]
+local sizes = KEYS[4]
+local open = KEYS[5]
+local gauge_writers = KEYS[6]
+local gauges = KEYS[7]
 local now_us = tonumber(ARGV[1])
 local writer = ARGV[2]
 local batch = tonumber(ARGV[3])
-local keep_ms = tonumber(ARGV[4])
+local max_series = tonumber(ARGV[4])
 local gauge_keep_ms = tonumber(ARGV[5])
 local gauge_count = tonumber(ARGV[6])
 
 local last = tonumber(redis.call('GET', watermark) or 0)
 if batch <= last then
-  return {0, last, 0}
+  return {0, last, 0, 0}
 end
 if batch > last + 1 then
-  return {2, last, 0}
+  return {2, last, 0, 0}
 end
 
 if now_us == 0 then
@@ -55,6 +65,7 @@ if now_us == 0 then
 end
 
 redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 604800000)
+redis.call('INCR', flushes)
 
 local at = 7
 local gone_before = string.format('(%.0f', now_us - gauge_keep_ms * 1000)
@@ -71,27 +82,5 @@ elseif gauge_count == 0 then
   redis.call('ZREM', gauge_writers, writer)
 end
 
-local refused = 0
-for target = 5, #KEYS, 2 do
-  local total, window = KEYS[target], KEYS[target + 1]
-  local metric, definition, pairs_left = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  local of_one_kind = true
-  if redis.call('HSETNX', names, metric, definition) == 0 then
-    -- The fields of two kinds in one hash would be neither's.
-    local known = string.match(redis.call('HGET', names, metric), '"kind":"(%a+)"')
-    of_one_kind = not known or known == string.match(definition, '"kind":"(%a+)"')
-  end
-  at = at + 3
-  for _ = 1, pairs_left do
-    for _, key in ipairs({total, window}) do
-      -- One that cannot be added must not take the others with it: a script is not rolled back.
-      local added = of_one_kind and redis.pcall('HINCRBY', key, ARGV[at], ARGV[at + 1])
-      if not added or type(added) == 'table' and added.err then
-        refused = refused + 1
-      end
-    end
-    at = at + 2
-  end
-  redis.call('PEXPIRE', window, keep_ms, 'NX')
-end
-return {1, batch, refused}
+local refused, misplaced, folded = add_groups(8, at, names, sizes, open, now_us, max_series)
+return {1, batch, refused, misplaced, unpack(folded)}

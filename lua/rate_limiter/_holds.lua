@@ -5,12 +5,29 @@ Taking, and giving back: holds with a deadline, reaped by whoever comes by; what
   :deadlines  zset    id, by the moment (us) at which its hold is reaped
   :reaped     zset    id, by the moment (us) at which it is forgotten: reaped, not yet settled; also what was merged by id
 
+Beside the fence, for all limits and identities of its slot, the ledger of holds: each is in it once, and ends once, in one way.
+
+  :holds:open    zset    "state|id", by the moment (us) at which the hold is reaped
+  :holds:ledger  hash    reserved; settled, cancelled, reaped: how many holds, ever
+
 What a hold took from a bucket grows back by itself while it is open, but only while the bucket is not full: what all holds took and
 has not grown back, `held`, is never more than the debt. When the debt falls below it, each hold loses the same share: `share` is the
 product of those, and a hold remembers it as it was. Giving back more than a hold's part would admit more than the limit.
 ]]
 local REMEMBERED_US = 3600000000
 local MOST_REAPED = 1000
+-- A bucket that nobody asks any more reaps nothing: after so long its holds are reaped in the ledger by whoever comes by.
+local FORGOTTEN_US = 60000000
+
+local function sweep(now_us, most)
+  local open = KEYS[1] .. ':holds:open'
+  local gone = call('ZRANGEBYSCORE', open, '-inf', integer(now_us - FORGOTTEN_US), 'LIMIT', 0, most)
+  if #gone > 0 then
+    call('ZREM', open, unpack(gone))
+    call('HINCRBY', KEYS[1] .. ':holds:ledger', 'reaped', #gone)
+  end
+  return #gone
+end
 
 -- The debt is as low as it gets before the next charge: what of the holds has grown back is lost to them, to all by the same share.
 local function shrink(s)
@@ -79,7 +96,11 @@ local function held_by(s, id)
   return cost, part, tonumber(opened), math.min(mine, s.held)
 end
 
-local function let_go(s, id, mine)
+-- outcome: settled, cancelled or reaped.
+local function let_go(s, id, mine, outcome)
+  if call('ZREM', KEYS[1] .. ':holds:open', format('%s|%s', s.key, id)) == 1 then
+    call('HINCRBY', KEYS[1] .. ':holds:ledger', outcome, 1)
+  end
   call('HDEL', s.key .. ':holds', id)
   call('ZREM', s.key .. ':deadlines', id)
   local first = call('ZRANGE', s.key .. ':deadlines', 0, 0, 'WITHSCORES')
@@ -99,6 +120,10 @@ local function hold(s, id, cost, part, deadline_us)
     s.held = s.held + cost + (part > 0 and 1 or 0)
   end
   call('ZADD', deadlines, integer(deadline_us), id)
+  if call('ZADD', KEYS[1] .. ':holds:open', integer(deadline_us), format('%s|%s', s.key, id)) == 1 then
+    call('HINCRBY', KEYS[1] .. ':holds:ledger', 'reserved', 1)
+  end
+  sweep(s.now, 4)
   call('PEXPIRE', holds, LONGEST_MS)
   call('PEXPIRE', deadlines, LONGEST_MS)
   s.reap_at = s.reap_at == 0 and deadline_us or math.min(s.reap_at, deadline_us)
@@ -126,6 +151,6 @@ local function reap(s, fenced_at)
       give_back(s, cost, part, opened, fenced_at, mine)
     end
     remember(s, id)
-    let_go(s, id, mine or 0)
+    let_go(s, id, mine or 0, 'reaped')
   end
 end

@@ -57,7 +57,7 @@ local function settle(s, id, cost, part, held, held_part, opened)
   shrink(s)
   local was, was_part, since, mine = held_by(s, id)
   if was then
-    let_go(s, id, mine)
+    let_go(s, id, mine, cost == 0 and part == 0 and 'cancelled' or 'settled')
     held, held_part, opened = was, was_part, since
   elseif call('ZREM', s.key .. ':reaped', id) == 1 then
     if kind == 'c' then
@@ -97,6 +97,7 @@ end
 local function renew(s, id, lease_us, held, held_part)
   if call('HEXISTS', s.key .. ':holds', id) == 1 then
     call('ZADD', s.key .. ':deadlines', integer(s.now + lease_us), id)
+    call('ZADD', fence .. ':holds:open', 'XX', integer(s.now + lease_us), format('%s|%s', s.key, id))
     call('PEXPIRE', s.key .. ':holds', LONGEST_MS)
     call('PEXPIRE', s.key .. ':deadlines', LONGEST_MS)
     local first = call('ZRANGE', s.key .. ':deadlines', 0, 0, 'WITHSCORES')

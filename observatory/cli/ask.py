@@ -16,7 +16,6 @@ from . import table
 from .context import OUT, AsJson, done, show_json, show_table
 
 metrics = typer.Typer(no_args_is_help=True, help="Ask what the fleet has recorded.")
-events = typer.Typer(no_args_is_help=True, help="Look at the event streams.")
 config = typer.Typer(no_args_is_help=True, help="Look at the settings; set the log level of all.")
 
 
@@ -24,18 +23,21 @@ config = typer.Typer(no_args_is_help=True, help="Look at the settings; set the l
 def query(
     context: typer.Context,
     metric: str,
-    stat: Annotated[str, typer.Option(help="total rate count sum avg p50 … p99.9 min max")] = "total",
+    stat: Annotated[str, typer.Option(help="total rate count sum avg p50 … p99.9 min max last")] = "total",
     by: Annotated[str, typer.Option(help="labels, separated by commas")] = "",
     where: Annotated[str, typer.Option(help="PromQL matchers")] = "",
     since: str = "1h",
     until: str = "now",
     step: Annotated[str | None, typer.Option(help="60, 1m")] = None,
     top: Annotated[int | None, typer.Option(min=1)] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="a chart per series; needs --step")] = False,
     as_json: AsJson = False,
 ) -> None:
     """What the fleet has recorded."""
 
     async def question(obs: Observatory) -> Any:
+        if plot and step is None:
+            raise InvalidArgument("--plot needs points", remedy="Say how far apart they are: --step 1m")
         every = None if step is None else seconds(step, "step")
         return await obs.metrics.query(metric, stat, by=by, where=where, since=since, until=until, step=every, top=top)
 
@@ -43,7 +45,7 @@ def query(
     if context.obj.json:
         show_json(found)
     else:
-        table.result(found)
+        (table.plot if plot else table.result)(found)
 
 
 @metrics.command("list")
@@ -54,16 +56,6 @@ def list_metrics(context: typer.Context, as_json: AsJson = False) -> None:
         show_json(found)
     else:
         show_table(["metric", "kind", "unit", ""], [[m, d.kind, d.unit, d.description] for m, d in sorted(found.items())])
-
-
-@events.command()
-def lag(context: typer.Context, as_json: AsJson = False) -> None:
-    """How many events were accepted, applied, buried, dropped, and are waiting."""
-    found = context.obj.ask(lambda obs: obs.events.lag())
-    if context.obj.json:
-        show_json(found)
-    else:
-        show_table([f"{name} #" for name in found], [[f"{number:,}" for number in found.values()]])
 
 
 @config.command()

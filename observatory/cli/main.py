@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidArgument, StoreMisconfigured
+from ..features.presence import Member
 from ..store.check import Finding, describe, findings
 from ..version import __version__
-from . import ask, limits, processes
+from . import ask, limits, processes, streams
 from .context import OUT, AsJson, Context, done, show_json, show_table
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(limits.rate_limiter, name="rate-limiter")
 app.add_typer(ask.metrics, name="metrics")
-app.add_typer(ask.events, name="events")
+app.add_typer(streams.events, name="events")
+app.add_typer(streams.dead_letters, name="dead-letters")
 app.add_typer(ask.config, name="config")
 
 Lifeline = Annotated[int | None, typer.Option(hidden=True)]
@@ -111,14 +113,28 @@ async def _settings(context: Context) -> Any:
 @app.command()
 def worker(
     context: typer.Context,
+    roles: Annotated[str | None, typer.Option(help="all, or some of events, audit; separated by commas")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=2, help="stream entries in hand at once; default 64")] = None,
     number: Annotated[int, typer.Option("--processes", min=1)] = 1,
+    health_port: Annotated[int | None, typer.Option(help="/livez and /readyz on this port; 0: any free one")] = None,
+    drain_timeout: Annotated[str | None, typer.Option(help="30s: how long it may finish what it holds")] = None,
     lifeline: Lifeline = None,
 ) -> None:
-    """Works off the event streams; any number, each event counted once."""
+    """Works off the event streams, and leads roles of the fleet; any number, each event counted once.
+
+    Exit codes: 0 drained, 1 the deadline was over or it was told twice, 2 configuration.
+    """
+    asked = {
+        "worker_roles": roles,
+        "worker_concurrency": concurrency,
+        "worker_health_port": health_port,
+        "worker_drain_timeout": drain_timeout,
+    }
+    options = {name: value for name, value in asked.items() if value is not None}
     if number > 1:
-        done(processes.work_many(context.obj, number))
+        done(processes.work_many(context.obj, options, number))
     else:
-        done(processes.work(context.obj, lifeline))
+        raise typer.Exit(done(processes.work(context.obj, options, lifeline)))
 
 
 @app.command()
@@ -211,5 +227,10 @@ def instances(context: typer.Context, as_json: AsJson = False) -> None:
     if asked.json:
         show_json(found)
     else:
-        columns = ["instance", "role", "service", "version", "last beat #"]
-        show_table(columns, [[m.instance, m.says.role, m.says.service, m.says.version, f"{m.last_beat:.1f} s"] for m in found])
+        columns = ["instance", "role", "service", "version", "last beat #", ""]
+        rows = [[m.instance, m.says.role, m.says.service, m.says.version, f"{m.last_beat:.1f} s", _leads(m)] for m in found]
+        show_table(columns, rows)
+
+
+def _leads(member: Member) -> str:
+    return f"leads: {', '.join(member.says.leads)}" if member.says.leads else ""

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import errors
 from ..client import Observatory
 from ..lifeline import stop_signal
+from ..logs import INTERNAL
 from ..store import embedded
 from ..store.address import embedded_url
 from .context import OUT, Context
@@ -46,17 +49,30 @@ def _refuse_public(host: str, *, anonymous: bool) -> None:
         )
 
 
-async def work(context: Context, lifeline: int | None) -> None:
-    """One worker process. stdout has one line, when it is ready."""
-    from ..worker import Worker
+DRAINED, CUT_SHORT = 0, 1
+"""Exit codes of a worker that was told to stop: all in order; the deadline was over, or it was told twice."""
 
-    with stop_signal(lifeline) as stop:
-        async with context.observatory("worker") as obs:
+
+async def work(context: Context, options: dict[str, Any], lifeline: int | None) -> int:
+    """One worker process, by its exit code. stdout has one line, when it is ready."""
+    from ..worker import Worker, chosen, presence_of
+
+    settings = context.settings(**options)
+    role = presence_of(chosen(settings.worker.roles))
+    # Told twice, it leaves as it stands: offsets and leases are made for workers that die.
+    with stop_signal(lifeline, again=lambda: os._exit(CUT_SHORT)) as stop:
+        async with context.observatory(role, **options) as obs, AsyncExitStack() as stack:
+            worker = Worker(obs)
+            if obs.settings.worker.health_port is not None:
+                from .probes import answering
+
+                address = await stack.enter_async_context(answering(obs, worker, stop))
+                INTERNAL.info("worker answers probes on %s", url(*address))
             _ready(f"working on namespace {obs.settings.namespace}")
             while not (obs.store.joined or stop.is_set()):
                 with contextlib.suppress(errors.StoreUnavailable):
                     await obs.ready(timeout=1.0)
-            await Worker(obs).run(stop)
+            return DRAINED if await worker.run(stop) else CUT_SHORT
 
 
 def _ready(line: str) -> None:
@@ -133,9 +149,19 @@ async def serve_many(context: Context, host: str | None, port: int | None, numbe
         )
 
 
-async def work_many(context: Context, number: int) -> None:
-    """Several worker processes."""
-    await _many(context, [["worker"]] * number, (), f"{number} workers")
+async def work_many(context: Context, options: dict[str, Any], number: int) -> None:
+    """Several worker processes; of a port for probes each gets its own, counted up."""
+    from ..worker import chosen
+
+    settings = context.settings(**options).worker
+    chosen(settings.roles)
+    given = [
+        *("worker", "--roles", ",".join(settings.roles), "--concurrency", str(settings.concurrency)),
+        *("--drain-timeout", f"{settings.drain_timeout:g}"),
+    ]
+    ports = [settings.health_port + child if settings.health_port else settings.health_port for child in range(number)]
+    commands = [[*given, *([] if port is None else ["--health-port", str(port)])] for port in ports]
+    await _many(context, commands, (), f"{number} workers")
 
 
 async def _many(context: Context, commands: list[list[str]], descriptors: tuple[int, ...], ready: str) -> None:

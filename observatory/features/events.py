@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -32,6 +32,10 @@ _KEEP_SEEN_MS = 4 * GENERATION_US // 1000
 _TYPE = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 MAX_EVENT = 65_536
+ENTRY_BYTES = 262_144
+"""A stream entry takes no further event beyond this, so that who reads a number of entries knows how much it is at most."""
+MAX_BUFFERED_BYTES = 64 * 2**20
+"""Bytes that a process keeps while the store is away, however few events they are."""
 
 
 class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -150,6 +154,8 @@ class Events:
         self._recent: dict[str, None] = {}
         self._outbox: Outbox[tuple[str | bytes, ...]] = Outbox(self._send)
         self._lost_reported = 0
+        self._buffered_bytes = 0
+        self._dropped_reported = 0
         self.dropped = 0
         """Events of this process that had to make room while the store was away."""
 
@@ -175,10 +181,11 @@ class Events:
         with self._lock:
             if self._seen(known, given=id is not None):
                 return Put(known, new=False)
-            if len(self._buffer) >= self._max_buffered:
-                self._buffer.popleft()
-                self.dropped += 1
             self._buffer.append((known, payload))
+            self._buffered_bytes += len(payload)
+            while len(self._buffer) > self._max_buffered or self._buffered_bytes > MAX_BUFFERED_BYTES:
+                self._buffered_bytes -= len(self._buffer.popleft()[1])
+                self.dropped += 1
         return Put(known, new=True)
 
     def _seen(self, known: str, *, given: bool) -> bool:
@@ -193,10 +200,12 @@ class Events:
 
     async def flush(self) -> None:
         """On the stream when it returns; StoreUnavailable otherwise (nothing is lost)."""
+        if (dropped := self.dropped - self._dropped_reported) > 0:
+            self._dropped_reported += dropped
+            self.count_dropped(dropped, "buffer")
         while True:
             if not len(self._outbox):
-                with self._lock:
-                    taken = [self._buffer.popleft() for _ in range(min(len(self._buffer), PER_ENTRY))]
+                taken = self._take()
                 if not taken:
                     return
                 self._outbox.put(tuple(item for pair in taken for item in pair))
@@ -204,6 +213,21 @@ class Events:
             if (lost := self._outbox.lost - self._lost_reported) > 0:
                 self._lost_reported = self._outbox.lost
                 self._metrics.increment_counter(names.BATCHES_LOST, lost, {"feature": "events"})
+
+    def _take(self) -> list[tuple[str, bytes]]:
+        """The oldest, as many as an entry takes."""
+        taken: list[tuple[str, bytes]] = []
+        size = 0
+        with self._lock:
+            while self._buffer and len(taken) < PER_ENTRY and size < ENTRY_BYTES:
+                taken.append(self._buffer.popleft())
+                size += len(taken[-1][1])
+            self._buffered_bytes -= size
+        return taken
+
+    def count_dropped(self, events: int, reason: str) -> None:
+        """Tell of events that were accepted and will not be applied, in a metric of the process that saw it."""
+        self._metrics.increment_counter(names.EVENTS_DROPPED, events, {"reason": reason})
 
     async def _send(self, writer: str, number: int, batch: tuple[str | bytes, ...]) -> Verdict:
         store = self._store()
@@ -218,7 +242,7 @@ class Events:
             events=batch,
         )
         if dropped:
-            _warn_dropped(dropped)
+            self._made_room(dropped)
         return Verdict(what, watermark)
 
     async def accept(self, events: Sequence[tuple[str, bytes]]) -> Accepted:
@@ -234,7 +258,7 @@ class Events:
             by_partition.setdefault(keys.partition_of(id), []).extend((id, payload))
         accepted = duplicates = 0
         for partition, flat in by_partition.items():
-            for start in range(0, len(flat), PER_ENTRY * 2):
+            for some in _entries(flat):
                 new, known, dropped, forgotten = await _accept(
                     store.bulk(),
                     stream=keys.stream(partition),
@@ -245,14 +269,18 @@ class Events:
                     max_entries=self._max_entries,
                     keep_ms=_KEEP_SEEN_MS,
                     max_seen=MAX_SEEN,
-                    events=flat[start : start + PER_ENTRY * 2],
+                    events=some,
                 )
                 accepted, duplicates = accepted + new, duplicates + known
                 if forgotten:
                     self._metrics.increment_counter(names.IDS_FORGOTTEN, forgotten)
                 if dropped:
-                    _warn_dropped(dropped)
+                    self._made_room(dropped)
         return Accepted(accepted, duplicates)
+
+    def _made_room(self, dropped: int) -> None:
+        INTERNAL.warning("events: %d had to make room: no worker keeps up (observatory events lag)", dropped)
+        self.count_dropped(dropped, "stream")
 
     async def lag(self) -> dict[str, int]:
         """accepted, applied, dead, dropped, over all partitions; what is missing from the sum is waiting on a stream."""
@@ -260,7 +288,8 @@ class Events:
         found = dict.fromkeys(("accepted", "applied", "dead", "dropped"), 0)
         for partition in range(keys.partitions):
             for name, number in (await bulk.command("HGETALL", keys.ledger(partition))).items():
-                found[name.decode()] += int(number)
+                if name.decode() in found:
+                    found[name.decode()] += int(number)
         found["waiting"] = found["accepted"] - found["applied"] - found["dead"] - found["dropped"]
         return found
 
@@ -268,8 +297,15 @@ class Events:
         """A forked child: what was recorded before is its parent's."""
         self._lock = threading.Lock()
         self._buffer.clear()
+        self._buffered_bytes, self._dropped_reported = 0, self.dropped
         self._outbox.reset()
 
 
-def _warn_dropped(dropped: int) -> None:
-    INTERNAL.warning("events: %d had to make room: no worker keeps up (observatory events lag)", dropped)
+def _entries(flat: Sequence[str | bytes]) -> Iterator[Sequence[str | bytes]]:
+    """Pairs (id, payload), divided into what entries take."""
+    start = size = 0
+    for at in range(0, len(flat), 2):
+        size += len(flat[at + 1])
+        if at + 2 - start >= PER_ENTRY * 2 or size >= ENTRY_BYTES or at + 2 == len(flat):
+            yield flat[start : at + 2]
+            start, size = at + 2, 0

@@ -24,6 +24,8 @@ class Says(msgspec.Struct, frozen=True):
     role: str
     version: str
     since_us: int = 0
+    leads: tuple[str, ...] = ()
+    """The roles of a worker that it alone has."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -124,6 +126,10 @@ class Presence:
         now = monotonic()
         self._seen = [one for one in self._seen if one[0] > now - 60 and one[1] > self.live] + [(now, self.live)]
         return Beat(self.live, self.live_peers, self.number)
+
+    def tell(self, *, leads: tuple[str, ...]) -> None:
+        """What the next beat says of us."""
+        self._says = msgspec.structs.replace(self._says, leads=leads)
 
     async def leave(self) -> None:
         """Say goodbye, so that nobody has to wait for our silence."""

@@ -23,6 +23,7 @@ from .table import Endpoint, State
 def build(obs: Observatory) -> tuple[Any, State]:
     """The application and what its handlers share."""
     state = State(obs)
+    obs.metrics.expose()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

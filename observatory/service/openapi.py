@@ -1,5 +1,6 @@
 """The OpenAPI description, made from the table of routes and msgspec's schemas."""
 
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -35,7 +36,7 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
         answer["content"] = {"application/json": {"schema": schemas[repr(endpoint.answer)]}}
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
-        "operationId": endpoint.path.strip("/").replace("/", "_"),
+        "operationId": re.sub(r"\W+", "_", endpoint.path).strip("_"),
         "responses": {
             str(endpoint.status): answer,
             **{str(status): {**answer, "description": text} for status, text in endpoint.also},
@@ -44,7 +45,11 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
     }
     if endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": _bodies(schemas[repr(endpoint.body)], endpoint.many)}
-    parameters = [*_strings("query", endpoint.parameters), *_strings("header", endpoint.headers)]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", endpoint.path)
+    ]
+    parameters += [*_strings("query", endpoint.parameters), *_strings("header", endpoint.headers)]
     if endpoint.others:
         free = {"type": "object", "additionalProperties": {"type": "string"}}
         said = {"style": "form", "explode": True, "description": endpoint.others, "schema": free}

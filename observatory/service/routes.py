@@ -4,8 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import InvalidArgument, ObservatoryError, StoreError
-from ..features.metrics import Result
-from . import body, limiter
+from ..features.metrics import Result, openmetrics
+from . import body, dead_letters, limiter
 from .schemas import CheckAnswer, EventBody, EventsAnswer, ReadyAnswer, Rejected, event
 from .table import Answer, Endpoint, State
 
@@ -69,10 +69,12 @@ def _whole(text: str | None) -> int | None:
 
 
 async def metrics(state: State, request: Request) -> Response:
-    if "scope" in request.query_params:
-        raise InvalidArgument("scope is not supported by this version: /metrics is the fleet's")
-    text = await state.obs.metrics.exposition()
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+    scope = request.query_params.get("scope", "fleet")
+    if scope not in ("fleet", "instance"):
+        raise InvalidArgument(f"scope must be fleet or instance, got {scope!r:.40}")
+    form = openmetrics.wanted(",".join(request.headers.getlist("accept")))
+    text = await state.obs.metrics.exposition(form=form, scope="instance" if scope == "instance" else "fleet")
+    return Response(text, headers={"content-type": openmetrics.MEDIA_TYPES[form], "vary": "Accept"})
 
 
 async def live(state: State, request: Request) -> Answer:
@@ -95,7 +97,7 @@ async def ready(state: State, request: Request) -> Answer:
 
 _QUERY = (
     ("metric", "name of the metric"),
-    ("stat", "total, rate; count, sum, avg, p50 … p99.9; sum, avg, min, max of gauges"),
+    ("stat", "total, rate; count, sum, avg, p50 … p99.9; sum, avg, min, max, last of gauges"),
     ("by", "labels to group by, separated by commas"),
     ("where", 'PromQL matchers: model=~"gpt-.*",tenant!="acme"'),
     ("since", 'RFC 3339, a date, or an age such as "1h"'),
@@ -104,8 +106,12 @@ _QUERY = (
     ("top", "only the largest so many"),
 )
 
+_SCOPE = (("scope", "fleet (the default), or instance: what this process has recorded since it started"),)
+_ACCEPT = (("accept", "application/openmetrics-text for OpenMetrics 1.0; else text format 0.0.4"),)
+
 TABLE: tuple[Endpoint, ...] = (
     *limiter.TABLE,
+    *dead_letters.TABLE,
     Endpoint(
         *("POST", "/v1/events", events, "Hand in events: JSON array, NDJSON or msgpack; each id counts once"),
         body=EventBody,
@@ -114,7 +120,7 @@ TABLE: tuple[Endpoint, ...] = (
         status=202,
     ),
     Endpoint("GET", "/v1/metrics/query", query, "What the fleet has recorded", answer=Result, parameters=_QUERY),
-    Endpoint("GET", "/metrics", metrics, "The fleet's lifetime totals, in Prometheus' text format"),
+    Endpoint("GET", "/metrics", metrics, "The fleet's lifetime totals, for Prometheus", parameters=_SCOPE, headers=_ACCEPT),
     Endpoint("GET", "/healthz", live, "This process runs"),
     Endpoint("GET", "/livez", live, "This process runs"),
     Endpoint("GET", "/readyz", ready, "503 while the store is away, or this instance is stopping", answer=ReadyAnswer),

@@ -19,7 +19,7 @@ FINISH_FOR = 10
 """Seconds that requests under way may take once the listener is closed."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, remedy: str = "Choose another with --port, or OBSERVATORY_SERVE_PORT") -> socket.socket:
     """A listening socket; port 0 finds a free one. ConfigurationError when it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named: asyncio turns Nagle off only on sockets that say they are TCP, and an answer would wait 40 ms.
@@ -31,7 +31,6 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         why = getattr(error, "strerror", None) or error
-        remedy = "Choose another with --port, or OBSERVATORY_SERVE_PORT"
         raise ConfigurationError(f"cannot listen on {host}:{port} ({why})", remedy=remedy) from error
     listener.setblocking(False)
     return listener

@@ -98,7 +98,7 @@ class MetricsSettings(Section, frozen=True):
     flush_every: Annotated[float, Row("seconds", "what a SIGKILL may lose", "s", least=0.01, most=3600)] = 1.0
     dimensions: Annotated[tuple[str, ...], Row("names", "bound dimensions that become labels, beside provider and model")] = ()
     max_series: Annotated[
-        int, Row("count", "series per metric and process; the rest fold into one and are counted", least=1, most=1_000_000)
+        int, Row("count", "series of a metric, in a process and in the fleet; the rest share one", least=1, most=1_000_000)
     ] = 2000
 
 
@@ -169,6 +169,14 @@ class Worker(Section, frozen=True):
     """The workers."""
 
     section = "worker"
+    roles: Annotated[tuple[str, ...], Row("words", "what it does: all, or some of events, audit")] = ("all",)
+    concurrency: Annotated[
+        int, Row("count", "stream entries (up to 100 events each) in hand at once; bounds its memory", least=2, most=10_000)
+    ] = 64
+    health_port: Annotated[
+        int | None, Row("count", "port of /livez and /readyz; none unless given; 0: any free one", least=0, most=65_535)
+    ] = None
+    health_host: Annotated[str, Row("text", "address that the probes listen on")] = "127.0.0.1"
     drain_timeout: Annotated[
         float, Row("seconds", "how long a stopping worker may finish what it holds", "s", least=0, most=3600)
     ] = 30.0

@@ -18,6 +18,9 @@ B = TypeVar("B")
 KEEP_FOR = 10.0
 """Seconds that an acknowledged batch is kept, in case a failover loses it. Longer than any replication lag we promise for."""
 
+ASK_AFTER = 2.0
+"""Seconds of quiet after which the last kept batch is sent once more: who has nothing new to say would not hear of a gap."""
+
 RENEW_AFTER = 24 * 3600.0
 """Seconds of quiet after which a writer takes another identity: the store forgets a watermark after seven days."""
 
@@ -82,6 +85,19 @@ class Outbox(Generic[B]):
                 self._pending.popleft()
                 self._kept.append((number, batch, monotonic()))
             self._forget_old()
+            if self._kept and ASK_AFTER < monotonic() - self._heard_at < RENEW_AFTER:
+                await self._ask()
+
+    async def _ask(self) -> None:
+        """Nothing is new; has what is kept stayed? A duplicate says so. What has not is pending again."""
+        number, batch, _ = self._kept[-1]
+        verdict = await self._send(self.writer, number, batch)
+        self._heard_at = monotonic()
+        if verdict.what == GAP:
+            self._refill(verdict.watermark)
+        elif verdict.what == ADDED:
+            # It was the only one that was lost.
+            self._kept[-1] = (number, batch, self._heard_at)
 
     def _forget_old(self) -> None:
         # Measured from when the store was last heard: after a long outage it may have gone back to before these.

@@ -5,21 +5,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .. import names
 from ..errors import ObservatoryError
 from ..features.events import Envelope
-from ..features.metrics.recorder import Recorder
 from ..features.metrics.waiting import Group
-from ..features.metrics.wire import KEEP_WINDOWS_MS, deltas, targets, window_of
+from ..features.metrics.wire import deltas, targets, window_of
 from ..keys import Key
-from ..llm.call import LLM_CALL, CallData, measure
+from ..llm.call import LLM_CALL
 from ..store.script import lua
 from ..store.store import Bulk
+from .tally import Call, Tally
 
 MAX_DEAD = 10_000
 """Buried events kept per partition."""
 _ANCIENT_US = 24 * 3600 * 1_000_000
 _AHEAD_US = 60 * 1_000_000
+_ENVELOPE = msgspec.msgpack.Decoder(Envelope)
+_CALL = msgspec.msgpack.Decoder(Call)
 
 Entry = tuple[bytes, list[bytes]]
 """A stream entry: its id; and event id, payload, event id, payload …"""
@@ -34,30 +35,20 @@ def _apply(
     ledger: Key,
     dead: Key,
     names: Key,
+    sizes: Key,
+    open: Key,  # noqa: A002 (the script's word)
     targets: Sequence[Key],
+    now_us: int,
     read_from: str,
     first: str,
     to: str,
     trim_to: str,
     applied: int,
-    keep_ms: int,
+    max_series: int,
     max_dead: int,
     buried: int,
     deltas: Sequence[Any],
 ) -> Awaitable[list[Any]]: ...
-
-
-class _Into:
-    """A recorder as `measure` writes to it."""
-
-    def __init__(self, max_series: int) -> None:
-        self.recorder = Recorder(max_series)
-
-    def increment_counter(self, metric: str, value: Any = 1, labels: Any = None) -> None:
-        self.recorder.add(metric, "counter", value, labels)
-
-    def record_histogram(self, metric: str, value: float, labels: Any = None) -> None:
-        self.recorder.add(metric, "histogram", value, labels)
 
 
 class Meaning:
@@ -65,9 +56,9 @@ class Meaning:
 
     def __init__(self, labels: tuple[str, ...], now_us: int, max_series: int) -> None:
         self._labels = labels
-        self._max_series = max_series
+        self.max_series = max_series
         self._now_us = now_us
-        self._windows: dict[int, _Into] = {}
+        self._windows: dict[int, Tally] = {}
         self.applied = 0
         self.buried: list[tuple[bytes, bytes, str]] = []
 
@@ -81,21 +72,24 @@ class Meaning:
                     self.buried.append((id, payload, f"{type(error).__name__}: {error}"[:500]))
 
     def _one(self, payload: bytes) -> None:
-        envelope = msgspec.msgpack.decode(payload, type=Envelope)
+        envelope = _ENVELOPE.decode(payload)
+        at_us = envelope.at_us
         # What is too old for its window, or claims to be from the future, is counted now rather than lost.
-        in_reach = self._now_us - _ANCIENT_US < envelope.at_us < self._now_us + _AHEAD_US
-        window = window_of(envelope.at_us if in_reach else self._now_us)
+        if not self._now_us - _ANCIENT_US < at_us < self._now_us + _AHEAD_US:
+            at_us = self._now_us
+        window = window_of(at_us)
         into = self._windows.get(window)
         if into is None:
-            into = self._windows[window] = _Into(self._max_series)
-        if envelope.type == LLM_CALL and not envelope.counted:
-            call = msgspec.msgpack.decode(envelope.data, type=CallData)
-            measure(into, call, envelope.dimensions, self._labels)
-        into.increment_counter(names.EVENTS_APPLIED, 1, {"type": envelope.type})
+            into = self._windows[window] = Tally(self._labels, self.max_series)
+        kind = envelope.type
+        if kind == LLM_CALL and not envelope.counted:
+            into.call(_CALL.decode(envelope.data), envelope.dimensions)
+        into.event(kind)
         self.applied += 1
 
     def groups(self) -> list[tuple[int, Group]]:
-        return [(window, group) for window, into in sorted(self._windows.items()) for group in into.recorder.freeze()]
+        """What is to be added, by window. Asked once."""
+        return [(window, group) for window, into in sorted(self._windows.items()) for group in into.groups()]
 
 
 def after(entry: str) -> str:
@@ -105,33 +99,38 @@ def after(entry: str) -> str:
 
 
 class Applied(NamedTuple):
-    """What became of a run. done False: somebody else was here. refused: additions that the store did not take."""
+    """What became of a run. done False: somebody else was here. forgotten: dead letters that had to make room. unusual: see
+    Metrics.count_unusual."""
 
     done: bool
     offset: str
-    refused: int
+    forgotten: int
+    unusual: list[Any]
 
 
 async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], meaning: Meaning) -> Applied:
     """Add what the entries mean and move the offset past them."""
     keys, groups = store.keys, meaning.groups()
     last = entries[-1][0].decode()
-    done, stands_at, refused = await _apply(
+    done, stands_at, forgotten, *unusual = await _apply(
         store,
         stream=keys.stream(partition),
         offset=keys.offset(partition),
         ledger=keys.ledger(partition),
         dead=keys.dead(partition),
         names=keys.metric_names(partition),
+        sizes=keys.metric_sizes(partition),
+        open=keys.open_windows(partition),
         targets=targets(keys, partition, groups),
+        now_us=0,
         read_from=offset,
         first=entries[0][0].decode(),
         to=last,
         trim_to=after(last),
         applied=meaning.applied,
-        keep_ms=KEEP_WINDOWS_MS,
+        max_series=meaning.max_series,
         max_dead=MAX_DEAD,
         buried=len(meaning.buried),
-        deltas=[*(item for triple in meaning.buried for item in triple), *deltas(group for _, group in groups)],
+        deltas=[*(item for triple in meaning.buried for item in triple), *deltas(groups)],
     )
-    return Applied(bool(done), stands_at.decode(), refused)
+    return Applied(bool(done), stands_at.decode(), forgotten, unusual)

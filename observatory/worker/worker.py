@@ -1,127 +1,113 @@
-"""The loop: read, apply, go on. Bounded in memory: one run of entries per partition at a time."""
+"""The loop: partitions, streams, and the roles that one worker of the fleet has; and an orderly end."""
 
 import asyncio
-from typing import Any
+import contextlib
+from collections.abc import Iterable
 
 from ..background import Background, Job
 from ..client import Observatory
-from ..errors import StoreError
+from ..clock import monotonic
+from ..errors import StoreError, StoreUnavailable
 from ..logs import INTERNAL
-from ..store.store import BLOCK_FOR, Store
-from .apply import Entry, Meaning, apply
+from .leaders import Leaders
 from .partitions import Partitions
+from .roles import EVENTS, ROLES, chosen
+from .streams import Streams
 
-ENTRIES = 20
-"""Stream entries read at once, per partition: up to 2,000 events."""
 BALANCE_EVERY = 0.5
-_POLL = 0.1
-"""Seconds between two looks at streams that cannot be waited for at once."""
+STALLED_AFTER = 30.0
+"""Seconds without progress, with events waiting, after which a worker does not call itself alive."""
 
 
 class Worker:
-    """Works off the events of one namespace until told to stop. Any number may run; each event is applied once.
+    """Works for one namespace until told to stop. Any number may run.
 
-    What holds: an event is applied by exactly one `events/apply`, which also moves the offset; a worker that dies before it has
-    changed nothing, one that dies after it has finished. A successor goes on where the offset stands, at the latest a lease and
-    a beat after the worker fell silent.
+    What holds: an event is applied once, whoever reads it. A worker that dies before its apply has changed nothing, one that
+    dies after it has finished; a successor goes on where the offset stands, at the latest a lease and a beat after the worker
+    fell silent. A leader role is had by one worker at a time, and by another a lease after that one fell silent.
+
+    roles: `events`, leader roles (roles.py), or "all". concurrency: stream entries in hand at once. None: as the settings say.
     """
 
-    def __init__(self, obs: Observatory) -> None:
+    def __init__(self, obs: Observatory, roles: Iterable[str] | None = None, concurrency: int | None = None) -> None:
+        settings = obs.settings.worker
         self._obs = obs
-        self._offsets: dict[int, str] = {}
+        self._drain_timeout = settings.drain_timeout
+        self.roles = chosen(settings.roles if roles is None else roles)
         self.partitions = Partitions(
             obs.leases,
             count=lambda: obs.store.keys.partitions,
-            workers=lambda: obs.live_peers,
-            lease=obs.settings.worker.lease,
+            workers=lambda: 1 if obs.presence is None else obs.presence.live_peers,
+            lease=settings.lease,
         )
-        self.applied = 0
-        """Events that this worker has applied."""
+        self.streams = Streams(obs, self.partitions, concurrency or settings.concurrency)
+        self.leaders = Leaders(obs, [ROLES[role](obs) for role in self.roles if role != EVENTS], settings.lease)
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop`; then finish the run at hand and give the partitions back."""
-        balancing = Background((Job("partitions", BALANCE_EVERY, self.partitions.balance),))
+    @property
+    def applied(self) -> int:
+        """Events that this worker has applied."""
+        return self.streams.applied
+
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Work until `stop`; then finish the run at hand and give partitions and leases back. False: that took longer than
+        worker.drain_timeout, or the store was away; leases run out by themselves."""
+        jobs = (Job("partitions", BALANCE_EVERY, self.partitions.balance),) if EVENTS in self.roles else ()
+        balancing = Background(jobs)
         balancing.start()
+        self.leaders.start()
+        working = asyncio.ensure_future(self._work())
         stopping = asyncio.ensure_future(stop.wait())
-        step: asyncio.Future[None] | None = None
         try:
-            while not stop.is_set():
-                step = asyncio.ensure_future(self._step())
-                await asyncio.wait({step, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not step.done():
-                    # A blocking read may be abandoned at any moment; an apply is short, and is waited for.
-                    await self._finish(step)
-                    break
-                step.result()
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
         finally:
             stopping.cancel()
-            if step is not None and not step.done():
-                step.cancel()
-                await asyncio.gather(step, return_exceptions=True)
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
             await balancing.stop()
-            try:
-                await self.partitions.release()
-            except StoreError as error:
-                INTERNAL.warning("worker leaves its partitions to run out: %s", error)
+            drained = await self._drain()
+        return drained
 
-    async def _finish(self, step: "asyncio.Future[None]") -> None:
-        await asyncio.wait({step}, timeout=min(self._obs.settings.worker.drain_timeout, BLOCK_FOR + 1.0))
-        if not step.done():
-            step.cancel()
-        await asyncio.gather(step, return_exceptions=True)
-
-    async def _step(self) -> None:
-        held = self.partitions.held()
-        if not held:
-            await asyncio.sleep(0.1)
-            return
+    async def stuck(self) -> str | None:
+        """Why this worker is of no use any more, as liveness has it: nothing was applied for so many seconds while something
+        waits on its partitions. A store that is away is not cured by a restart: then nobody can say, and it is None."""
+        silent = monotonic() - self.streams.progress_at
+        if EVENTS not in self.roles or silent < STALLED_AFTER:
+            return None
+        store, held = self._obs.store, self.partitions.held()
         try:
-            runs = await self._read(held)
-            await asyncio.gather(*(self._apply(partition, entries) for partition, entries in runs))
+            async with asyncio.timeout(1.0):
+                lengths = await asyncio.gather(*(store.command("XLEN", store.keys.stream(one)) for one in held))
+        except (StoreUnavailable, TimeoutError):
+            return None
+        waiting = {partition: length for partition, length in zip(held, lengths, strict=True) if length}
+        if not waiting:
+            return None
+        where = ", ".join(map(str, waiting))
+        why = "; ".join(sorted(set(self.streams.troubles.values()))) or "the store refused nothing"
+        return f"no event was applied for {silent:.0f} s, and {sum(waiting.values())} entries wait on partitions {where}: {why}"
+
+    async def _work(self) -> None:
+        if EVENTS not in self.roles:
+            await asyncio.Event().wait()
+        while True:
+            await self.streams.step()
+
+    async def _drain(self) -> bool:
+        """A blocking read was abandoned already; an apply is short, and is waited for."""
+        try:
+            async with asyncio.timeout(self._drain_timeout):
+                await self.streams.settle()
+                with contextlib.suppress(StoreError):
+                    await self.leaders.stop()
+                await self.partitions.release()
+                return True
+        except TimeoutError:
+            INTERNAL.error("worker.drain_timeout (%g s) is over; what it holds runs out by itself", self._drain_timeout)
         except StoreError as error:
-            # Offsets are read anew: a failover may have rolled them back.
-            self._offsets.clear()
-            INTERNAL.warning("worker waits for the store: %s", error)
-            await asyncio.sleep(0.5)
-
-    async def _read(self, held: list[int]) -> list[tuple[int, list[Entry]]]:
-        store = self._obs.store
-        keys = store.keys
-        self._offsets = {partition: offset for partition, offset in self._offsets.items() if partition in held}
-        for partition in held:
-            if partition not in self._offsets:
-                stands_at = await store.bulk().command("GET", keys.offset(partition))
-                self._offsets[partition] = stands_at.decode() if stands_at else "0-0"
-        streams = {keys.stream(partition).encode(): partition for partition in held}
-        reads = [held]
-        if store.is_cluster and len(held) > 1:
-            # One command reads of one server only, and while it waits there the next one does: so nobody waits.
-            reads = [[partition] for partition in held]
-        replies = await asyncio.gather(*(self._ask(store, partitions, wait=len(reads) == 1) for partitions in reads))
-        runs = [(streams[name], entries) for reply in replies for name, entries in (reply or {}).items()]
-        if not runs and len(reads) > 1:
-            await asyncio.sleep(_POLL)
-        return sorted(runs)
-
-    async def _ask(self, store: Store, held: list[int], *, wait: bool) -> dict[bytes, Any] | None:
-        reply: dict[bytes, Any] | None = await store.command(
-            *("XREAD", "COUNT", ENTRIES, *(("BLOCK", int(BLOCK_FOR * 250)) if wait else ()), "STREAMS"),
-            *(store.keys.stream(partition) for partition in held),
-            *(self._offsets[partition] for partition in held),
-            link="blocking",
-        )
-        return reply
-
-    async def _apply(self, partition: int, entries: list[Entry]) -> None:
-        store = self._obs.store
-        settings = self._obs.settings.metrics
-        meaning = Meaning(settings.dimensions, store.server_us() or 0, settings.max_series)
-        meaning.read(entries)
-        offset = self._offsets[partition]
-        done, stands_at, refused = await apply(store.bulk(), partition, offset, entries, meaning)
-        if done:
-            self.applied += meaning.applied
-        if refused:
-            self._obs.metrics.count_refused(refused, "worker")
-        # Not done: either another worker was here, or the reply of our own last call was lost. Go on where it stands.
-        self._offsets[partition] = stands_at
+            INTERNAL.warning("worker leaves its partitions to run out: %s", error)
+        finally:
+            await self.streams.cancel()
+            await self.leaders.cancel()
+        return False

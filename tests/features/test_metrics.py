@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from observatory import InvalidArgument, Metric, Observatory
 from observatory.features.metrics import query, series
-from observatory.features.metrics.read import Value
+from observatory.features.metrics.blocks import Value
 from tests.conftest import Open
 
 COUNTER = "test_things_total"
@@ -200,7 +200,7 @@ async def test_query_groups_matches_and_steps(obs: Observatory) -> None:
         ({"stat": "nonsense"}, "stat 'nonsense'"),
         ({"since": "now"}, "since must be before until"),
         ({"since": "yesterday"}, "not a moment"),
-        ({"since": "400d"}, "at most"),
+        ({"since": "4000d"}, "at most 730 d ago"),
         ({"step": 7}, "multiple of 10 s"),
         ({"where": "model"}, "not a matcher"),
         ({"where": 'model=~"("'}, "regular expression"),

@@ -12,7 +12,8 @@ async def test_instances_see_each_other_come_and_go(opening_any: Open) -> None:
     first, second = await opening_any(), await opening_any(role="worker")
     await first._lifetime.presence.beat()  # type: ignore[union-attr]
     assert {member.says.role for member in await first.instances()} == {"client", "worker"}
-    assert first.live_peers == 1
+    assert first.presence is not None
+    assert first.presence.live_peers == 1
     await second.aclose()
     assert (await first._lifetime.presence.beat()).live == 1  # type: ignore[union-attr]
     assert [member.instance for member in await first.instances()] == [first.instance]

@@ -8,7 +8,8 @@ from observatory.llm import CallData
 from observatory.worker import Worker
 from observatory.worker.apply import Meaning
 from tests.conftest import Open
-from tests.worker.test_worker import APPLIED, call, settled, working
+from tests.worker.events import call, settled, working
+from tests.worker.test_worker import APPLIED
 
 COUNTER = "test_things_total"
 REFUSED = "observatory_additions_refused_total"

@@ -34,8 +34,10 @@ FLOORS = {
     "features": 3,
     "llm": 4,
     "lifetime": 4,
+    "duties": 4,
     "observed": 4,
     "health": 4,
+    "household": 4.5,
     "client": 5,
     "overview": 5.5,
     "asgi": 5.5,  # a door in somebody else's application; the service's own is made of the same wood

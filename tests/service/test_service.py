@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import redis
 
+import observatory
 from observatory import Metric, Observatory
 from observatory.errors import ObservatoryError
 from observatory.service.app import build
@@ -226,7 +227,47 @@ async def test_metrics_are_the_fleets(http: httpx2.AsyncClient, opening: Open) -
     assert buckets == sorted(buckets)
     assert buckets[-1] == 1
     assert "instance=" not in answer.text
-    assert (await http.get("/metrics?scope=instance")).status_code == 400
+    assert (await http.get("/metrics?scope=everything")).status_code == 400
+
+
+async def test_openmetrics_is_for_who_asks(http: httpx2.AsyncClient, obs: Observatory) -> None:
+    """As Prometheus asks, with a better word for it than for text; a wildcard is content with text."""
+    obs.metrics.increment_counter("test_total", 3)
+    await obs.flush()
+    prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,*/*;q=0.1"
+    for accept, media, ends in (
+        (prometheus, "application/openmetrics-text; version=1.0.0; charset=utf-8", "test_total 3\n# EOF\n"),
+        (
+            "application/openmetrics-text;version=1.0.0;q=0.3, text/plain;q=0.5",
+            "text/plain; version=0.0.4; charset=utf-8",
+            "\n",
+        ),
+        ("application/openmetrics-text; version=9.0.0", "text/plain; version=0.0.4; charset=utf-8", "test_total 3\n"),
+        ("application/openmetrics-text; q=nonsense", "text/plain; version=0.0.4; charset=utf-8", "test_total 3\n"),
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8", "test_total 3\n"),
+    ):
+        answer = await http.get("/metrics", headers={"accept": accept})
+        assert (answer.status_code, answer.headers["content-type"], answer.headers["vary"]) == (200, media, "Accept")
+        assert answer.text.endswith(ends), accept
+
+
+async def test_scope_instance_is_this_process_alone(http: httpx2.AsyncClient, obs: Observatory, opening: Open) -> None:
+    """Since it began to serve, flushed or not, cumulative; nothing of another process; and which release it is."""
+    other = await opening()
+    other.metrics.increment_counter("test_total", 50)
+    await other.flush()
+    obs.metrics.increment_counter("test_total", 3)
+    obs.metrics.record_histogram("test_seconds", 0.25)
+    await obs.flush()
+    obs.metrics.increment_counter("test_total", 4)
+    obs.metrics.set_gauge("test_level", 2.5)
+    for _ in range(2):
+        lines = (await http.get("/metrics?scope=instance")).text.splitlines()
+        assert {"test_total 7", "test_level 2.5", "test_seconds_count 1", 'test_seconds_bucket{le="0.25"} 1'} <= set(lines)
+        assert f'observatory_build_info{{version="{observatory.__version__}"}} 1' in lines
+    await obs.flush()
+    assert "test_total 7" in (await http.get("/metrics?scope=instance")).text.splitlines()
+    assert "test_total 57" in (await http.get("/metrics")).text.splitlines()
 
 
 async def test_openapi_describes_every_route(http: httpx2.AsyncClient) -> None:
@@ -286,6 +327,7 @@ async def test_store_away_is_503_and_health_stays(opening: Open, own_server: Ser
         answers: dict[str, Any] = {}
         for path in ("/healthz", "/readyz", "/metrics"):
             answers[path] = await http.get(path)
+        assert (await http.get("/metrics?scope=instance")).status_code == 200
         closed = {"name": "shut", "amount": 9, "per": 60, "on_store_down": "closed"}
         check = await http.post("/v1/rate_limiter/check", json={"limit": closed})
         assert (check.status_code, check.json()["code"], check.json()["retryable"]) == (503, "store_unavailable", True)

@@ -1,49 +1,22 @@
 """Workers: each event applied once, partitions shared, the dead succeeded, poison buried."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from observatory import Metric, Observatory
 from observatory.features.events import Envelope, encoded, new_id, packed
-from observatory.llm import CallData, Usage
 from observatory.worker import Worker
 from observatory.worker.apply import Meaning, apply
 from tests.conftest import Open
 from tests.servers import Server, environment, process
+from tests.worker.events import call, settled, working
 
 APPLIED = "observatory_events_applied_total"
-
-
-def call(model: str = "m", *, counted: bool = False, at_us: int = 0) -> tuple[str, bytes]:
-    data = CallData("openai", model, latency=0.5, usage=Usage(10, 5))
-    return new_id(), encoded(Envelope("llm_call", at_us, packed(data), counted=counted))
-
-
-async def settled(obs: Observatory, accepted: int, within: float = 20.0) -> dict[str, int]:
-    """Wait until nothing waits on the streams."""
-    async with asyncio.timeout(within):
-        while True:
-            found = await obs.events.lag()
-            if found["accepted"] >= accepted and found["waiting"] == 0:
-                return found
-            await asyncio.sleep(0.05)
-
-
-@contextlib.asynccontextmanager
-async def working(*workers: Worker) -> AsyncIterator[None]:
-    stop = asyncio.Event()
-    tasks = [asyncio.create_task(worker.run(stop)) for worker in workers]
-    try:
-        yield
-    finally:
-        stop.set()
-        await asyncio.gather(*tasks)
 
 
 async def test_events_of_strangers_become_the_ten_metrics(opening_any: Open) -> None:
@@ -126,7 +99,7 @@ async def test_zombie_is_refused_by_the_offset(obs: Observatory) -> None:
         for expected in (True, False, False):
             meaning = Meaning((), obs.store.server_us() or 0, 2000)
             meaning.read(run)
-            done, stands_at, _ = await apply(obs.store.bulk(), partition, "0-0", run, meaning)
+            done, stands_at, *_ = await apply(obs.store.bulk(), partition, "0-0", run, meaning)
             assert (done, stands_at) == (expected, run[-1][0].decode())
     assert (await obs.metrics.query(Metric.REQUESTS_TOTAL)).value == 40
     assert (await obs.events.lag())["applied"] == 40

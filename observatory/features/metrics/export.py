@@ -1,68 +1,105 @@
-"""The fleet's totals as Prometheus reads them (text format 0.0.4). No instance label: every instance says the same."""
+"""What leaves: the totals of the fleet, told only while they are whole, or of this process since it started."""
 
-import math
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
+from ...errors import StoreError
 from ...names import OURS, Definition
 from ...store.store import Store
-from . import read, series
-from .read import Table
-
-_FIRST, _LAST = -10 * 2, 9 * 2
-"""Exported buckets: two per doubling from 2^-10 (1 ms) to 2^9 (512 s). Ours are finer and fall into them without error."""
-_BOUNDS = [(2.0 ** (half / 2), half * 2 ** (series.SCALE - 1) - 1) for half in range(_FIRST, _LAST + 1)]
-
-
-def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)
+from . import read
+from .blocks import Table, Value
+from .gaps import Gaps
+from .recorder import Recorder
+from .waiting import Group, Window
 
 
-def _nano(nano: int) -> str:
-    """A sum of billionths, with every digit it has."""
-    whole, rest = divmod(nano, 1_000_000_000)
-    return f"{whole}.{rest:09d}".rstrip("0") if rest else str(whole)
+class Family(NamedTuple):
+    """One metric and all its series, by their text: values that were added up, or, of a gauge, where it stands."""
+
+    name: str
+    definition: Definition
+    table: Table
+    gauges: dict[str, float]
 
 
-def _header(metric: str, definition: Definition) -> str:
-    description = (definition.description or metric).replace("\\", "\\\\").replace("\n", "\\n")
-    return f"# HELP {metric} {description}\n# TYPE {metric} {definition.kind}\n"
+class Export:
+    """Reads for those who carry the numbers elsewhere."""
+
+    def __init__(self, store: Callable[[], Store], recorder: Recorder) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._own: dict[str, Family] | None = None
+        self.gaps = Gaps()
+
+    # the fleet's
+    async def fleet(self) -> list[Family]:
+        """Lifetime totals, and gauges as the sum over live processes. StoreUnavailable, also while gaps are refilled."""
+        store = self._store()
+        await self.gaps.refuse(store)
+        known = await read.definitions(store)
+        gauges = await read.gauges(store)
+        counted = sorted(metric for metric, definition in known.items() if definition.kind != "gauge")
+        tables = await read.totals(store, counted)
+        # Once more: the store may have gone back while it was read.
+        await self.gaps.refuse(store)
+        families = [Family(metric, known[metric], tables[metric], {}) for metric in counted if tables[metric]]
+        for metric in sorted(gauges):
+            sums = {text: sum(values) for text, values in gauges[metric].items()}
+            families.append(Family(metric, OURS.get(metric, Definition("gauge")), {}, sums))
+        return families
+
+    async def look(self) -> None:
+        """What an exporting process does about once a second: only who looked before can see that the store went back."""
+        # A store that is away says nothing about where it stands.
+        with contextlib.suppress(StoreError):
+            await self.gaps.look(self._store())
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether `begin` was called."""
+        return self._own is not None
+
+    # this process's
+    def begin(self) -> None:
+        """Keep the totals of this process from now on, and watch for gaps."""
+        if self._own is None:
+            self._own = {}
+
+    def forget(self) -> None:
+        """A forked child has recorded nothing yet."""
+        if self._own is not None:
+            self._own = {}
+
+    def took(self, windows: Iterable[Window]) -> None:
+        """These were taken from the recorder, for the store; they are not there any more. As bounded as the recorder is."""
+        if self._own is not None:
+            for window in windows:
+                _add(self._own, window.groups)
+
+    def own(self) -> list[Family]:
+        """What this process recorded since `begin`, sent or not; also while the store is away."""
+        families: dict[str, Family] = {}
+        for family in (self._own or {}).values():
+            table: Table = {}
+            for text, value in family.table.items():
+                table[text] = Value()
+                table[text].merge(value)
+            families[family.name] = family._replace(table=table)
+        _add(families, self._recorder.unfrozen())
+        for metric, definition, text, stands_at in self._recorder.gauges():
+            families.setdefault(metric, Family(metric, definition, {}, {})).gauges[text] = stands_at
+        return list(families.values())
 
 
-def _labelled(metric: str, text: str, extra: str = "") -> str:
-    inner = ",".join(filter(None, (text, extra)))
-    return f"{metric}{{{inner}}}" if inner else metric
-
-
-def _lines(metric: str, definition: Definition, table: Table) -> Iterator[str]:
-    for text in sorted(table):
-        value = table[text]
-        if definition.kind == "counter":
-            yield f"{_labelled(metric, text)} {_nano(value.nano)}\n"
-            continue
-        passed, left = value.zero, sorted(value.buckets.items(), reverse=True)
-        for bound, last in _BOUNDS:
-            while left and left[-1][0] <= last:
-                passed += left.pop()[1]
-            yield f"{_labelled(f'{metric}_bucket', text, f'le={chr(34)}{bound:.6g}{chr(34)}')} {passed}\n"
-        yield f"{_labelled(f'{metric}_bucket', text, 'le=' + chr(34) + '+Inf' + chr(34))} {value.count}\n"
-        yield f"{_labelled(f'{metric}_sum', text)} {_nano(value.nano)}\n"
-        yield f"{_labelled(f'{metric}_count', text)} {value.count}\n"
-
-
-async def prometheus(store: Store) -> str:
-    """Every metric of the namespace; gauges are the sum over live processes."""
-    known = await read.definitions(store)
-    gauges = await read.gauges(store)
-    counted = sorted(metric for metric, definition in known.items() if definition.kind != "gauge")
-    tables = await read.totals(store, counted)
-    out = []
-    for metric in counted:
-        if tables[metric]:
-            out.append(_header(metric, known[metric]))
-            out.extend(_lines(metric, known[metric], tables[metric]))
-    for metric in sorted(gauges):
-        out.append(_header(metric, OURS.get(metric, Definition("gauge"))))
-        out.extend(f"{_labelled(metric, text)} {_number(sum(values))}\n" for text, values in sorted(gauges[metric].items()))
-    return "".join(out)
+def _add(families: dict[str, Family], groups: Iterable[Group]) -> None:
+    for metric, definition, additions in groups:
+        if definition.kind == "gauge":
+            continue  # where it stands is told, not where it stood
+        table = families.setdefault(metric, Family(metric, definition, {}, {})).table
+        for field, number in additions:
+            part, _, text = field.partition("|")
+            value = table.get(text)
+            if value is None:
+                value = table[text] = Value()
+            value.add(part, number)

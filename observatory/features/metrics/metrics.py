@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
+from typing import Any, Literal
 
 from ... import names
 from ...errors import StoreUnavailable
@@ -13,10 +14,12 @@ from ...store.outbox import Outbox, Verdict
 from ...store.script import lua
 from ...store.store import Bulk, Store
 from ...types import Duration, Moment
-from . import export, query
+from . import openmetrics, query, rollup
+from .export import Export, Family
+from .openmetrics import Form
 from .query import Result
 from .recorder import Counter, Gauge, Histogram, Recorder
-from .wire import GAUGE_KEEP_MS, KEEP_WINDOWS_MS, Batch, pieces, window_of
+from .wire import GAUGE_KEEP_MS, Batch, pieces, window_of
 
 IDLE_FLUSH_US = 10_000_000
 """Gauges are renewed this often even when nothing else happens."""
@@ -28,17 +31,20 @@ def _flush(
     *,
     watermark: Key,
     names: Key,
+    flushes: Key,
+    sizes: Key,
+    open: Key,  # noqa: A002 (the script's word)
     gauge_writers: Key,
     gauges: Key,
     targets: Sequence[Key],
     now_us: int,
     writer: str,
     batch: int,
-    keep_ms: int,
+    max_series: int,
     gauge_keep_ms: int,
     gauge_count: int,
     deltas: Sequence[str | int | float],
-) -> Awaitable[list[int]]: ...
+) -> Awaitable[list[Any]]: ...
 
 
 class Metrics:
@@ -51,7 +57,9 @@ class Metrics:
         self._store = store
         self._partition = partition
         self._recorder = Recorder(max_series)
+        self._max_series = max_series
         self._outbox: Outbox[Batch] = Outbox(self._send)
+        self._export = Export(store, self._recorder)
         self._lost_reported = 0
         self._complained: set[str] = set()
         self._frozen_at = 0
@@ -126,13 +134,17 @@ class Metrics:
     async def flush_regularly(self) -> None:
         """What the background does: as `flush`, and no error before the store was ever reached."""
         await self._deliver(final=False)
+        if self._export.is_kept:
+            await self._export.look()
 
     def _freeze(self, *, final: bool) -> None:
         now_us = self._store().server_us()
         if now_us is None:
             return
         gauges = self._recorder.gauges()
-        taken = [(window_of(at_us), piece) for at_us, groups in self._recorder.windows(now_us) for piece in pieces(groups)]
+        windows = self._recorder.windows(now_us)
+        self._export.took(windows)
+        taken = [(window_of(at_us), piece) for at_us, groups in windows for piece in pieces(groups)]
         if not taken and (not gauges or (not final and now_us - self._frozen_at < IDLE_FLUSH_US)):
             return
         self._frozen_at = now_us
@@ -144,27 +156,38 @@ class Metrics:
     async def _send(self, writer: str, number: int, batch: Batch) -> Verdict:
         store = self._store()
         keys, partition = store.keys, self._partition()
-        what, watermark, refused = await _flush(
+        what, watermark, *not_as_asked = await _flush(
             store.bulk(),
             watermark=keys.metric_writer(partition, writer),
             names=keys.metric_names(partition),
+            flushes=keys.metric_flushes(partition),
+            sizes=keys.metric_sizes(partition),
+            open=keys.open_windows(partition),
             gauge_writers=keys.gauge_writers(partition),
             gauges=keys.gauges(partition, writer),
             targets=batch.targets(keys, partition),
             now_us=0,
             writer=writer,
             batch=number,
-            keep_ms=KEEP_WINDOWS_MS,
+            max_series=self._max_series,
             gauge_keep_ms=GAUGE_KEEP_MS,
             gauge_count=-1 if batch.gauges is None else len(batch.gauges),
             deltas=batch.deltas(),
         )
-        if refused:
-            self.count_refused(refused, "metrics")
+        self.count_unusual("metrics", *not_as_asked)
         return Verdict(what, watermark)
 
-    def count_refused(self, additions: int, feature: str) -> None:
-        """Tell of additions that the store did not take, in a metric and once in the log."""
+    def count_unusual(self, feature: str, refused: int, misplaced: int, *folded: bytes | int) -> None:
+        """Tell of additions that the store refused, took without a window, or folded (by metric), in metrics of their own."""
+        if refused:
+            self._count_refused(refused, feature)
+        if misplaced:
+            self.increment_counter(names.ADDITIONS_LATE, misplaced, {"feature": feature})
+        for metric, additions in zip(folded[::2], folded[1::2], strict=True):
+            name = metric.decode() if isinstance(metric, bytes) else str(metric)
+            self.increment_counter(names.SERIES_FOLDED, int(additions), {"metric": name})
+
+    def _count_refused(self, additions: int, feature: str) -> None:
         self.increment_counter(names.ADDITIONS_REFUSED, additions, {"feature": feature})
         if feature not in self._complained:
             self._complained.add(feature)
@@ -179,6 +202,7 @@ class Metrics:
     def forget(self) -> None:
         """A forked child is a writer of its own."""
         self._recorder.forget()
+        self._export.forget()
         self._outbox.reset()
         self._commit = self._next_commit = None
 
@@ -204,6 +228,33 @@ class Metrics:
         """
         return await query.ask(self._store(), metric, stat, by=by, where=where, since=since, until=until, step=step, top=top)
 
-    async def exposition(self) -> str:
-        """The fleet's lifetime totals in Prometheus' text format, the same from every instance."""
-        return await export.prometheus(self._store())
+    async def compact(self) -> int:
+        """Roll up the fleet's windows that are over into minutes, hours and days; returns how many blocks were made.
+
+        Any process may, at any time; a background job does. StoreUnavailable: what was done stays done."""
+        return await rollup.compact(self._store())
+
+    # for others
+    def expose(self) -> None:
+        """This process shows numbers: it keeps its own totals from now on, and watches whether the store goes back."""
+        self._export.begin()
+
+    async def look(self) -> None:
+        """For who carries totals elsewhere, about once a second: notice when the store goes back."""
+        await self._export.look()
+
+    @property
+    def given_up(self) -> int:
+        """How often totals became lower and stayed so, as far as this process has seen."""
+        return self._export.gaps.given_up
+
+    async def families(self) -> list[Family]:
+        """The fleet's lifetime totals. StoreUnavailable, also while what a failover lost is sent again."""
+        return await self._export.fleet()
+
+    async def exposition(self, *, form: Form = "text", scope: Literal["fleet", "instance"] = "fleet") -> str:
+        """For Prometheus: the fleet's lifetime totals, the same from every instance (StoreUnavailable as `families`), or what
+        this process recorded since `expose`."""
+        if scope == "instance":
+            return await openmetrics.exposition(self._export.own(), form, openmetrics.build_info(form))
+        return await openmetrics.exposition(await self._export.fleet(), form)

@@ -1,10 +1,13 @@
 """One question, one answer: a metric, a statistic, labels to group by, matchers, a span of time."""
 
+import asyncio
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import msgspec
 import re2
@@ -12,19 +15,21 @@ import re2
 from ... import names, units
 from ...errors import InvalidArgument
 from ...keys import WINDOW_US
-from ...names import Definition
+from ...names import Definition, Kind
 from ...store.store import Store
 from ...types import Duration, Moment
 from . import read, series
-from .read import Table, Value
-from .wire import KEEP_WINDOWS_MS
+from .blocks import Sampled, Value
+from .read import Found
+from .span import Span
 
 STATS = {
     "counter": ("total", "rate"),
-    "gauge": ("sum", "avg", "min", "max"),
+    "gauge": ("sum", "avg", "min", "max", "last"),
     "histogram": ("count", "sum", "avg", "rate", "p50", "p95", "p99", "p99.9"),
 }
-MAX_POINTS = 11_000
+AT_ONCE = 128 * 1024
+"""Bytes of blocks that are read on the loop; more, and a thread does it."""
 _QUANTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,4})?|100)")
 _MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
 
@@ -49,7 +54,8 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The answer to a query. since, until: what it covers, whole windows of 10 s around what was asked, up to now."""
+    """The answer to a query. since, until: what it covers, whole windows around what was asked, up to now. step: seconds
+    between points; None: one value per series."""
 
     metric: str
     stat: str
@@ -57,6 +63,7 @@ class Result(msgspec.Struct, frozen=True):
     since: datetime
     until: datetime
     series: tuple[Series, ...]
+    step: float | None = None
     truncated: bool = False
 
     @property
@@ -134,11 +141,10 @@ def quantile(value: Value, fraction: float) -> float | None:
     return series.middle(max(value.buckets)) if value.buckets else 0.0
 
 
-def _statistic(definition: Definition, stat: str, metric: str) -> Callable[[Value, float], float | None]:
+def _statistic(definition: Definition, stat: str, metric: str) -> Callable[[Any, float], float | None]:
     """(value, seconds) -> number. InvalidArgument lists what the metric's kind knows."""
-    histogram = definition.kind == "histogram"
-    simple: dict[str, Callable[[Value, float], float | None]]
-    if histogram:
+    simple: dict[str, Callable[[Any, float], float | None]]
+    if definition.kind == "histogram":
         simple = {
             "count": lambda value, _: float(value.count),
             "total": lambda value, _: float(value.count),
@@ -149,6 +155,15 @@ def _statistic(definition: Definition, stat: str, metric: str) -> Callable[[Valu
         if stat not in simple and (found := _QUANTILE.fullmatch(stat)):
             fraction = float(found[1]) / 100
             return lambda value, _: quantile(value, fraction)
+    elif definition.kind == "gauge":
+        simple = {
+            "total": _mean_sum,
+            "sum": _mean_sum,
+            "avg": lambda value, _: value.nano / 1e9 / value.samples,
+            "min": lambda value, _: value.low,
+            "max": lambda value, _: value.high,
+            "last": lambda value, _: value.last / 1e9,
+        }
     else:
         simple = {
             "total": lambda value, _: value.nano / 1e9,
@@ -161,43 +176,27 @@ def _statistic(definition: Definition, stat: str, metric: str) -> Callable[[Valu
     return simple[stat]
 
 
-def _grouped(table: Table, by: Sequence[str], fits: Matcher) -> dict[tuple[str, ...], Value]:
-    groups: dict[tuple[str, ...], Value] = {}
-    for text, value in table.items():
-        labels = series.labels(text)
-        if fits(labels):
-            groups.setdefault(tuple(labels.get(name, "") for name in by), Value()).merge(value)
-    return groups
+def _mean_sum(value: Sampled, seconds: float) -> float:
+    """What a gauge's values added up to, as a mean over the windows that are over; where nobody had one it was 0."""
+    return value.nano / 1e9 / max(seconds * 1_000_000 // WINDOW_US, 1)
 
 
-class _Span(NamedTuple):
-    """The time that is answered for, in microseconds: the whole windows around what was asked, up to now."""
+class _Groups:
+    """Which group a series belongs to; None: to none. Every series is looked at once."""
 
-    since_us: int
-    until_us: int
-    step_us: int | None
+    def __init__(self, by: Sequence[str], fits: Matcher) -> None:
+        self._by = by
+        self._fits = fits
+        self._known: dict[str, tuple[str, ...] | None] = {}
 
-    @classmethod
-    def of(cls, since: Moment, until: Moment, step: Duration | None, now_us: int) -> "_Span":
-        until_us = units.moment_us(until, now_us, "until")
-        since_us = units.moment_us(since, now_us, "since")
-        if since_us >= until_us:
-            raise InvalidArgument("since must be before until")
-        if until_us - since_us > KEEP_WINDOWS_MS * 1000:
-            raise InvalidArgument(f"since must be at most {KEEP_WINDOWS_MS // 3_600_000} h before until in this version")
-        step_us = None if step is None else units.microseconds(step, "step")
-        if step_us is not None and (step_us < WINDOW_US or step_us % WINDOW_US):
-            raise InvalidArgument("step must be a multiple of 10 s")
-        if step_us is not None and (until_us - since_us) // step_us > MAX_POINTS:
-            raise InvalidArgument(f"step is too small: more than {MAX_POINTS} points")
-        since_us -= since_us % WINDOW_US
-        end_us = until_us + -until_us % WINDOW_US
-        # The window that is under way is covered up to now.
-        return cls(since_us, min(end_us, now_us) if now_us > since_us else end_us, step_us)
-
-    def covered(self, at_us: int) -> float:
-        """Seconds that the answer at this moment stands for; the last step may not be over yet."""
-        return (min(at_us + (self.step_us or self.until_us), self.until_us) - at_us) / 1e6
+    def of(self, text: str) -> tuple[str, ...] | None:
+        try:
+            return self._known[text]
+        except KeyError:
+            labels = series.labels(text)
+            group = tuple(labels.get(name, "") for name in self._by) if self._fits(labels) else None
+            self._known[text] = group
+            return group
 
 
 async def ask(
@@ -220,17 +219,21 @@ async def ask(
     fits = matchers(where)
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
         raise InvalidArgument(f"top must be a whole number above 0, got {units.shown(top, 40)}")
-    span = _Span.of(since, until, step, store.server_us() or 0)
+    span = Span.of(since, until, step, store.server_us() or 0)
+    groups = _Groups(by, fits)
 
     gauges = await read.gauges(store)
     definition = await _definition(store, metric, gauges)
-    if definition.kind == "gauge":
-        found = _of_gauges(gauges.get(metric, {}), stat, metric, by, fits)
+    number = _statistic(definition, stat, metric)
+    if definition.kind == "gauge" and step is None:
+        found = _of_gauges(gauges.get(metric, {}), stat, by, groups)
     else:
-        number = _statistic(definition, stat, metric)
-        windows = await read.windows(store, metric, span.since_us, span.until_us)
-        found = _of_windows(windows, number, by, fits, span)
-    ordered = sorted(found, key=lambda one: (-(one.value or 0.0), tuple(one.labels.items())))
+        told = await read.found(store, metric, definition.kind, span)
+        compute = partial(_of_windows, told, definition.kind, number, by, groups, span)
+        # Millions of numbers must not keep the loop from its other work.
+        large = sum(len(one.block) for one in told) > AT_ONCE
+        found = await asyncio.to_thread(compute) if large else compute()
+    ordered = sorted(found, key=lambda one: (-_size(one), tuple(one.labels.items())))
     return Result(
         metric=metric,
         stat=stat,
@@ -238,8 +241,16 @@ async def ask(
         since=units.moment(span.since_us),
         until=units.moment(span.until_us),
         series=tuple(ordered[:top]),
+        step=None if span.step_us is None else span.step_us / 1e6,
         truncated=top is not None and len(ordered) > top,
     )
+
+
+def _size(one: Series) -> float:
+    """What the largest are found by: the value, or the mean of the points."""
+    if one.points:
+        return sum(point.value for point in one.points) / len(one.points)
+    return one.value or 0.0
 
 
 async def _definition(store: Store, metric: str, gauges: Mapping[str, object]) -> Definition:
@@ -254,46 +265,54 @@ async def _definition(store: Store, metric: str, gauges: Mapping[str, object]) -
 
 
 def _of_windows(
-    windows: Mapping[int, Table],
-    number: Callable[[Value, float], float | None],
+    told: Iterable[Found],
+    kind: Kind,
+    number: Callable[[Any, float], float | None],
     by: Sequence[str],
-    fits: Matcher,
-    span: _Span,
-) -> Iterable[Series]:
-    since_us, _, step_us = span
-    steps: dict[int, dict[tuple[str, ...], Value]] = {}
-    for start, table in sorted(windows.items()):
-        at = since_us if step_us is None else start - (start - since_us) % step_us
-        into = steps.setdefault(at, {})
-        for group, value in _grouped(table, by, fits).items():
-            into.setdefault(group, Value()).merge(value)
-    for group in sorted({group for found in steps.values() for group in found}) or ([] if by else [()]):
+    groups: _Groups,
+    span: Span,
+) -> list[Series]:
+    make = Sampled if kind == "gauge" else Value
+    steps: dict[int, dict[tuple[str, ...], Any]] = {}
+    for start_us, found in chain.from_iterable(one.tables() for one in told):
+        into = steps.setdefault(span.step_at(start_us), {})
+        for text, row in found.items():
+            group = groups.of(text)
+            if group is not None:
+                value = into.get(group)
+                if value is None:
+                    value = into[group] = make()
+                value.take(row)
+    ordered = [(units.moment(at), span.covered(at), table) for at, table in sorted(steps.items())]
+    answers = []
+    for group in sorted({group for table in steps.values() for group in table}) or ([] if by else [()]):
         labels = {name: value for name, value in zip(by, group, strict=True) if value}
-        told = [(at, number(found[group], span.covered(at))) for at, found in sorted(steps.items()) if group in found]
-        if step_us is None:
-            yield Series(labels, told[0][1] if told else None)
+        values = [(moment, number(table[group], seconds)) for moment, seconds, table in ordered if group in table]
+        if span.step_us is None:
+            answers.append(Series(labels, values[0][1] if values else None))
         else:
-            yield Series(labels, None, tuple(Point(units.moment(at), value) for at, value in told if value is not None))
+            answers.append(Series(labels, None, tuple(Point(moment, value) for moment, value in values if value is not None)))
+    return answers
 
 
-def _of_gauges(found: dict[str, list[float]], stat: str, metric: str, by: Sequence[str], fits: Matcher) -> Iterable[Series]:
+def _of_gauges(found: dict[str, list[float]], stat: str, by: Sequence[str], groups: _Groups) -> Iterable[Series]:
+    """Over the live processes, now."""
     over: dict[str, Callable[[list[float]], float]] = {
         "total": sum,
+        "last": sum,
         "sum": sum,
         "avg": lambda values: sum(values) / len(values),
         "min": min,
         "max": max,
     }
-    if stat not in over:
-        raise InvalidArgument(f"stat {stat!r:.40} is not for {metric}, a gauge; it knows {', '.join(STATS['gauge'])}")
-    groups: dict[tuple[str, ...], list[float]] = {}
+    together: dict[tuple[str, ...], list[float]] = {}
     for text, values in found.items():
-        labels = series.labels(text)
-        if fits(labels):
-            groups.setdefault(tuple(labels.get(name, "") for name in by), []).extend(values)
-    if not groups and not by:
+        group = groups.of(text)
+        if group is not None:
+            together.setdefault(group, []).extend(values)
+    if not together and not by:
         return [Series({}, None)]
     return [
         Series({name: value for name, value in zip(by, group, strict=True) if value}, over[stat](values))
-        for group, values in groups.items()
+        for group, values in together.items()
     ]

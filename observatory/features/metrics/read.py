@@ -1,72 +1,42 @@
 """Reading back what the fleet has written, over all partitions, in bounded pages."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 import msgspec
 
-from ...keys import WINDOW_US, Key
-from ...names import OURS, Definition
+from ...errors import StoreUnavailable
+from ...keys import Key
+from ...names import OURS, Definition, Kind
 from ...store.store import Store
+from . import blocks
+from .blocks import DAY, FINE, FINE_PER_MINUTE, HOUR, MINUTE, Level, Rows, Table
+from .span import Piece, Span
 
-PAGE = 256
-"""Hashes asked for at once."""
+PAGE = 1000
+"""Fields of a hash asked for at once, so that no reader holds the server for long."""
 
-
-class Value:
-    """One series, added up over partitions and windows."""
-
-    __slots__ = ("buckets", "count", "nano", "zero")
-
-    def __init__(self) -> None:
-        self.nano = 0
-        self.count = 0
-        self.zero = 0
-        self.buckets: dict[int, int] = {}
-
-    def add(self, part: str, number: int) -> None:
-        match part[0]:
-            case "w" | "s":
-                self.nano += number * 1_000_000_000
-            case "n" | "t":
-                self.nano += number
-            case "c":
-                self.count += number
-            case "z":
-                self.zero += number
-            case "b":
-                index = int(part[1:])
-                self.buckets[index] = self.buckets.get(index, 0) + number
-
-    def merge(self, other: "Value") -> None:
-        self.nano += other.nano
-        self.count += other.count
-        self.zero += other.zero
-        for index, count in other.buckets.items():
-            self.buckets[index] = self.buckets.get(index, 0) + count
+BLOCKS = 30
+"""Blocks asked for at once."""
+TRIES = 20
+"""Times that a question is read again because a block has changed meanwhile."""
 
 
-Table = dict[str, Value]
-"""Series, by their text."""
+async def hash_pages(store: Store, key: Key, page: int = PAGE) -> list[tuple[bytes, bytes]]:
+    """A hash's fields, each once. What is written meanwhile may be in it or not."""
+    bulk, cursor = store.bulk(), b"0"
+    found: dict[bytes, bytes] = {}
+    while True:
+        cursor, flat = await bulk.command("HSCAN", key, cursor, "COUNT", page)
+        found.update(zip(flat[::2], flat[1::2], strict=True))
+        if cursor == b"0":
+            return list(found.items())
 
 
-def add(table: Table, fields: dict[bytes, bytes]) -> None:
-    """A hash's fields into a table."""
-    for field, number in fields.items():
-        part, _, text = field.decode().partition("|")
-        value = table.get(text)
-        if value is None:
-            value = table[text] = Value()
-        value.add(part, int(number))
-
-
-async def _hashes(store: Store, keys: list[Key]) -> list[dict[bytes, bytes]]:
-    bulk = store.bulk()
-    found: list[dict[bytes, bytes]] = []
-    for start in range(0, len(keys), PAGE):
-        found += await asyncio.gather(*(bulk.command("HGETALL", key) for key in keys[start : start + PAGE]))
-    return found
+async def _hashes(store: Store, keys: Sequence[Key]) -> list[list[tuple[bytes, bytes]]]:
+    return await asyncio.gather(*(hash_pages(store, key) for key in keys))
 
 
 def _partitions(store: Store) -> range:
@@ -77,7 +47,7 @@ async def definitions(store: Store) -> dict[str, Definition]:
     """Every metric that was ever recorded, and what it is."""
     found: dict[str, Definition] = {}
     for fields in await _hashes(store, [store.keys.metric_names(partition) for partition in _partitions(store)]):
-        for name, said in fields.items():
+        for name, said in fields:
             metric = name.decode()
             try:
                 found[metric] = OURS.get(metric) or msgspec.json.decode(said, type=Definition)
@@ -99,20 +69,40 @@ async def totals(store: Store, metrics: list[str]) -> dict[str, Table]:
     tables: dict[str, Table] = {metric: {} for metric in metrics}
     hashes = await _hashes(store, [store.keys.metric_total(partition, metric) for metric, partition in wanted])
     for (metric, _), fields in zip(wanted, hashes, strict=True):
-        add(tables[metric], fields)
+        blocks.add(tables[metric], blocks.fields(fields))
     return tables
 
 
-async def windows(store: Store, metric: str, since_us: int, until_us: int) -> dict[int, Table]:
-    """The 10 s windows that begin in [since, until), by their start; empty ones are left out."""
-    starts = range(since_us - since_us % WINDOW_US, until_us, WINDOW_US)
-    wanted = [(start, partition) for start in starts for partition in _partitions(store)]
-    hashes = await _hashes(store, [store.keys.metric_window(partition, start, metric) for start, partition in wanted])
-    tables: dict[int, Table] = {}
-    for (start, _), fields in zip(wanted, hashes, strict=True):
-        if fields:
-            add(tables.setdefault(start, {}), fields)
-    return tables
+class Raw(NamedTuple):
+    """An open window as it was read. times: how often it had been added to before."""
+
+    window: int
+    times: bytes
+    fields: list[tuple[bytes, bytes]]
+
+    def table(self, kind: Kind) -> dict[str, Any]:
+        """Its series."""
+        return dict(blocks.samples(self.fields, self.window) if kind == "gauge" else blocks.fields(self.fields))
+
+
+async def raw_window(store: Store, partition: int, number: int, metric: str) -> Raw:
+    """One open window of one partition."""
+    key = store.keys.metric_window(partition, number, metric)
+    times = await store.bulk().command("HGET", key, "#")
+    return Raw(number, times or b"", await hash_pages(store, key))
+
+
+async def token(store: Store, partition: int, metric: str) -> bytes:
+    """What changes with every change of the metric's blocks in this partition."""
+    found: bytes | None = await store.bulk().command("HGET", store.keys.rolled(partition), metric)
+    return found or b""
+
+
+async def open_windows(store: Store, partition: int, metric: str, first: int, last: int) -> list[int]:
+    """The open windows of a metric from the first to before the last."""
+    members = await store.bulk().command("ZRANGEBYSCORE", store.keys.open_windows(partition), first, f"({last}")
+    named = (member.decode().partition(":") for member in members)
+    return [int(number) for number, _, name in named if name == metric]
 
 
 async def gauges(store: Store) -> dict[str, dict[str, list[float]]]:
@@ -121,7 +111,99 @@ async def gauges(store: Store) -> dict[str, dict[str, list[float]]]:
     for partition in _partitions(store):
         writers: Iterable[Any] = await store.bulk().command("ZRANGE", store.keys.gauge_writers(partition), 0, -1)
         for fields in await _hashes(store, [store.keys.gauges(partition, writer.decode()) for writer in writers]):
-            for field, value in fields.items():
+            for field, value in fields:
                 metric, _, text = field.decode().partition("|")
                 found.setdefault(metric, {}).setdefault(text, []).append(float(value))
     return found
+
+
+class Found(NamedTuple):
+    """A block as it was read, and which of its windows were asked for; or the rows of an open window."""
+
+    starts: list[int]
+    block: bytes = b""
+    fine: bool = False
+    rows: Rows | None = None
+
+    def tables(self) -> Iterator[tuple[int, Rows]]:
+        """Rows, by the start of their window."""
+        if self.rows is not None:
+            yield self.starts[0], self.rows
+        elif self.fine:
+            windows = blocks.decoded_fine(self.block)
+            for start_us in self.starts:
+                yield start_us, windows.get(start_us // FINE.window_us % FINE_PER_MINUTE, {})
+        else:
+            yield self.starts[0], blocks.decoded(self.block)
+
+
+async def found(store: Store, metric: str, kind: Kind, span: Span) -> list[Found]:
+    """What all partitions know of a span. An addition stands in exactly one of these.
+
+    StoreUnavailable when blocks change faster than they can be read (after days without anybody to make them).
+    """
+    partitions = _partitions(store)
+    for _ in range(TRIES):
+        before = await asyncio.gather(*(token(store, partition, metric) for partition in partitions))
+        pieces = await _whole(store, metric, span)
+        told = await asyncio.gather(*(_of_partition(store, partition, metric, kind, span, pieces) for partition in partitions))
+        if await asyncio.gather(*(token(store, partition, metric) for partition in partitions)) == before:
+            return list(chain.from_iterable(told))
+        await asyncio.sleep(0.05)
+    raise StoreUnavailable(f"the windows of {metric} are being rolled up", remedy="Ask again in a few seconds")
+
+
+async def _whole(store: Store, metric: str, span: Span) -> list[Piece]:
+    """The windows of a span. In place of an hour or a day that does not hold all of its minutes, in whatever partition, stand
+    those that do."""
+    wanted, whole = list(span.pieces()), []
+    while wanted:
+        large = [piece for piece in wanted if piece.level in (HOUR, DAY)]
+        whole += [piece for piece in wanted if piece.level not in (HOUR, DAY)]
+        members = [f"{level.name}:{start_us // level.window_us}:{metric}" for level, start_us in large]
+        due: list[list[bytes | None]] = []
+        if members:
+            keys = [store.keys.due(partition) for partition in _partitions(store)]
+            due = await asyncio.gather(*(store.bulk().command("ZMSCORE", key, *members) for key in keys))
+        wanted = []
+        for number, piece in enumerate(large):
+            if all(scores[number] is None for scores in due):
+                whole.append(piece)
+            else:
+                wanted += piece.finer()
+    return whole
+
+
+async def _of_partition(store: Store, partition: int, metric: str, kind: Kind, span: Span, pieces: list[Piece]) -> list[Found]:
+    first, last = span.since_us // FINE.window_us, -(-span.until_us // FINE.window_us)
+    closed, windows = await asyncio.gather(
+        _blocks(store, partition, metric, pieces), open_windows(store, partition, metric, first, last)
+    )
+    still_open = await asyncio.gather(*(raw_window(store, partition, number, metric) for number in windows))
+    return [*closed, *(Found([one.window * FINE.window_us], rows=blocks.rows(one.table(kind))) for one in still_open)]
+
+
+async def _blocks(store: Store, partition: int, metric: str, pieces: list[Piece]) -> list[Found]:
+    """Every block that these windows are in."""
+    hashes: dict[tuple[Level, int], dict[int, list[int]]] = {}
+    for level, start_us in pieces:
+        field_us = MINUTE.window_us if level is FINE else level.window_us
+        fields = hashes.setdefault((level, start_us // level.hash_us), {})
+        fields.setdefault(start_us // field_us, []).append(start_us)
+    asked = [
+        (level, index, fields, list(fields)[begins : begins + BLOCKS])
+        for (level, index), fields in hashes.items()
+        for begins in range(0, len(fields), BLOCKS)
+    ]
+    answers = await asyncio.gather(
+        *(
+            store.bulk().command("HMGET", store.keys.metric_blocks(partition, level.name, index, metric), *part)
+            for level, index, _, part in asked
+        )
+    )
+    return [
+        Found(fields[field], block, fine=level is FINE)
+        for (level, _, fields, part), answer in zip(asked, answers, strict=True)
+        for field, block in zip(part, answer, strict=True)
+        if block is not None
+    ]

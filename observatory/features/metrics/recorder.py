@@ -217,6 +217,12 @@ class Recorder:
         """As `windows`, where time does not matter."""
         return [group for window in self.windows(0) for group in window.groups]
 
+    def unfrozen(self) -> list[Group]:
+        """As `freeze`, and they stay."""
+        with self._lock:
+            self._close()
+            return [group for window in self._waiting for group in window.groups]
+
     def gauges(self) -> list[tuple[str, Definition, str, float]]:
         """Every gauge as it stands: metric, definition, series, value."""
         with self._lock:

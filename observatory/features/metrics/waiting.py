@@ -5,6 +5,7 @@ beyond either, windows are folded: neighbours become one of twice the length, ag
 coarser is when.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ...keys import WINDOW_US
@@ -40,6 +41,9 @@ class Waiting:
 
     def __len__(self) -> int:
         return len(self._windows)
+
+    def __iter__(self) -> Iterator[Window]:
+        return iter(self._windows)
 
     def put(self, window: Window) -> int:
         """One more, later than all others. Returns how many windows were folded into an earlier one for it."""

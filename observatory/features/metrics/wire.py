@@ -1,16 +1,16 @@
 """A batch on its way to metrics/flush, and what workers hand to events/apply."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgspec
 
 from ...keys import WINDOW_US, Key, Keys
+from ...units import NANO
 from .waiting import Group
 
-KEEP_WINDOWS_MS = 25 * 3600 * 1000
-"""How long a 10 s window is kept: a day, and an hour for whoever asks late."""
 GAUGE_KEEP_MS = 30_000
-MAX_FIELDS = 2000
+MAX_FIELDS = 500
 """Additions per script call, so that no flush holds the server for long."""
 
 
@@ -27,7 +27,7 @@ class Batch(msgspec.Struct, frozen=True):
 
     def deltas(self) -> list[str | int | float]:
         flat: list[str | int | float] = [item for pair in self.gauges or () for item in pair]
-        flat.extend(deltas(self.groups))
+        flat.extend(deltas((self.window_us, group) for group in self.groups))
         return flat
 
 
@@ -35,19 +35,35 @@ def targets(keys: Keys, partition: int, groups: Iterable[tuple[int, Group]]) -> 
     """The two hashes of every group: lifetime totals, and the window."""
     found: list[Key] = []
     for window_us, group in groups:
-        found += keys.metric_total(partition, group.metric), keys.metric_window(partition, window_us, group.metric)
+        found.append(keys.metric_total(partition, group.metric))
+        found.append(keys.metric_window(partition, window_us // WINDOW_US, group.metric))
     return found
 
 
-def deltas(groups: Iterable[Group]) -> Iterator[str | int]:
-    """metric, definition, how many pairs, pairs: in the order of `targets`."""
-    for group in groups:
+def deltas(groups: Iterable[tuple[int, Group]]) -> Iterator[str | int]:
+    """The groups as lua/metrics/_add.lua reads them, in the order of `targets`."""
+    for window_us, group in groups:
+        additions = group.additions
+        if group.definition.kind == "gauge":
+            additions = [*additions, *_values(additions)]
         yield group.metric
         yield msgspec.json.encode(group.definition).decode()
-        yield len(group.additions)
-        for field, number in group.additions:
+        yield window_us // WINDOW_US
+        yield len(additions)
+        for field, number in additions:
             yield field
             yield number
+
+
+def _values(additions: list[tuple[str, int]]) -> Iterator[tuple[str, Any]]:
+    """The values of gauges, of which the store keeps the lowest and the highest; of several samples in one, their mean."""
+    sums: dict[str, list[int]] = {}
+    for field, number in additions:
+        part, _, text = field.partition("|")
+        sums.setdefault(text, [0, 0, 0])["kwn".index(part)] += number
+    for text, (samples, whole, nano) in sums.items():
+        if samples:
+            yield f"v|{text}", repr((whole + nano / NANO) / samples)
 
 
 def window_of(moment_us: int) -> int:

@@ -79,10 +79,10 @@ def test_tags_are_by_class_and_weight(scripts: Scripts) -> None:
     stand(scripts, START_US, key, "me", joins(asked[0]))
     assert len(tags()) == 5
     assert State(scripts, key).queued == queued, "the same ticket again is the same ticket"
-    granted = stand(scripts, START_US + 5 * S, key, "me")[4]
+    granted = stand(scripts, START_US + 3 * S, key, "me")[4]
     assert granted == [b"f1", 0, b"z1", 0]
     assert State(scripts, key).queued == queued - S
-    granted = stand(scripts, START_US + 5 * S + 2, key, "me", joins(["n1", 4 * S, 0, "new", 1, "front", -1, 0]))[4]
+    granted = stand(scripts, START_US + 3 * S + 2, key, "me", joins(["n1", 4 * S, 0, "new", 1, "front", -1, 0]))[4]
     assert granted == []
     assert tags()["n1"] == 0.5
 

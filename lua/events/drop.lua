@@ -1,0 +1,28 @@
+--[[
+events/drop: throw dead letters away, each once, and count them as dropped.
+
+KEYS
+  ledger         hash    accepted, applied, dead, dropped: how many events, ever
+  dead           stream  events that could not be applied: id, payload, reason
+
+ARGV
+  letters...     string  ids of entries in dead, at most 100
+
+RETURNS {dropped, missing}
+  dropped        int     letters that are gone now
+  missing        int     letters that were not there
+
+COMPLEXITY  O(letters)
+ATOMICITY   one slot
+EXPIRY      nothing new is kept
+RETRY       safe (the second time they are missing)
+]]
+local ledger = KEYS[1]
+local dead = KEYS[2]
+
+local dropped = redis.call('XDEL', dead, unpack(ARGV))
+if dropped > 0 then
+  redis.call('HINCRBY', ledger, 'dead', -dropped)
+  redis.call('HINCRBY', ledger, 'dropped', dropped)
+end
+return {dropped, #ARGV - dropped}

@@ -1,0 +1,121 @@
+"""Where the standard OTEL_* variables want metrics to be sent, and the sending: blocking, on a thread, never in the way."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ...logs import INTERNAL
+from .export import Family
+
+THREAD = "observatory otlp"
+DEFAULT_INTERVAL = 60.0
+DEFAULT_TIMEOUT = 10.0
+MAX_TIMEOUT = 30.0
+"""Seconds: leadership lasts longer than a request, and must not last for ever."""
+_LIBRARIES = (
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.common.http",
+)
+
+
+class Destination(NamedTuple):
+    """How to send. Endpoint, headers, compression and certificates are read by OpenTelemetry's exporter itself."""
+
+    protocol: str
+    interval: float
+    timeout: float
+
+
+def destination(environ: Mapping[str, str] | None = None) -> Destination | None:
+    """None: nobody wants them. What is not understood is told once, and taken for the default."""
+    environ = os.environ if environ is None else environ
+
+    def said(name: str) -> str:
+        return environ.get(f"OTEL_EXPORTER_OTLP_METRICS_{name}") or environ.get(f"OTEL_EXPORTER_OTLP_{name}") or ""
+
+    exporters = {name.strip().lower() for name in (environ.get("OTEL_METRICS_EXPORTER") or "otlp").split(",")}
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or "otlp" not in exporters or not said("ENDPOINT"):
+        return None
+    protocol = said("PROTOCOL").strip().lower() or "http/protobuf"
+    if protocol not in ("grpc", "http/protobuf"):
+        INTERNAL.warning("OTEL_EXPORTER_OTLP_PROTOCOL %r is not known here: using http/protobuf", protocol)
+        protocol = "http/protobuf"
+    interval = _positive(environ.get("OTEL_METRIC_EXPORT_INTERVAL"), "OTEL_METRIC_EXPORT_INTERVAL", DEFAULT_INTERVAL * 1000)
+    # Seconds, as OpenTelemetry's Python exporters read it; what is meant as milliseconds is cut to the bound.
+    timeout = _positive(said("TIMEOUT"), "OTEL_EXPORTER_OTLP_TIMEOUT", DEFAULT_TIMEOUT)
+    return Destination(protocol, interval / 1000, min(timeout, MAX_TIMEOUT))
+
+
+def _positive(text: str | None, name: str, default: float) -> float:
+    if not text:
+        return default
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if 0 < number < float("inf"):
+            return number
+    INTERNAL.warning("%s must be a number above 0, got %r: using %g", name, text[:40], default)
+    return default
+
+
+class _Quiet(logging.Filter):
+    """OpenTelemetry's exporters complain at every attempt. What ours complain of is told once, by us."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.threadName != THREAD:
+            return True
+        self.last = record.getMessage()
+        return False
+
+
+class Collector:
+    """One receiver of OTLP. Every method blocks, and belongs to the thread named THREAD."""
+
+    def __init__(self, to: Destination) -> None:
+        self._to = to
+        self._exporter: Any = None
+        self._quiet = _Quiet()
+
+    def send(self, families: Iterable[Family], start_ns: int, now_ns: int, namespace: str) -> str | None:
+        """Why it failed, or None. Bounded by the timeout."""
+        from opentelemetry import context
+        from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY  # as the SDK's own readers do
+
+        from . import points
+
+        request = points.data(families, points.Moments(start_ns, now_ns), namespace)
+        if self._exporter is None:
+            self._exporter = self._made()
+        self._quiet.last = ""
+        token = context.attach(context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        try:
+            result = self._exporter.export(request)
+        finally:
+            context.detach(token)
+        return None if result.name == "SUCCESS" else self._quiet.last or "it was refused"
+
+    def _made(self) -> Any:
+        for name in _LIBRARIES:
+            logging.getLogger(name).addFilter(self._quiet)
+        if self._to.protocol == "grpc":
+            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as Exporter
+        else:
+            from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # type: ignore[assignment]
+                OTLPMetricExporter as Exporter,
+            )
+        return Exporter(timeout=self._to.timeout)
+
+    def close(self) -> None:
+        """Stop waiting between attempts, and let go of the connection."""
+        exporter, self._exporter = self._exporter, None
+        for name in _LIBRARIES:
+            logging.getLogger(name).removeFilter(self._quiet)
+        if exporter is not None:
+            with contextlib.suppress(Exception):
+                exporter.shutdown()

@@ -1,0 +1,169 @@
+"""The rooms of one process: each made when first used, of the settings, and what opening and closing ask of them."""
+
+import asyncio
+from typing import Any
+
+from .background import Job
+from .clock import ServerClock
+from .duties import COMPACT_EVERY, duty
+from .features.cache import CacheSpace
+from .features.dead_letters import DeadLetters
+from .features.events import Events
+from .features.leases import Leases
+from .features.metrics import Metrics, OtlpExport
+from .features.rate_limiter import RateLimiter
+from .features.retry import Retry
+from .features.traces import Traces
+from .lifetime import Lifetime
+from .llm import Calls
+from .logs import Logger
+from .names import LINES_REPEATED
+from .observed import Observer
+from .redaction import Redactor
+from .rooms import room
+from .settings import Settings
+from .tracing import Tracing
+from .types import Clock
+
+
+class Household:
+    """Lends the store to the rooms, and has no thought of its own."""
+
+    def __init__(
+        self,
+        service_name: str | None = None,
+        *,
+        redis_url: str | None = None,
+        namespace: str | None = None,
+        settings: Settings | None = None,
+        role: str = "client",
+        clock: Clock | None = None,
+    ) -> None:
+        self._given = {"service_name": service_name, "redis_url": redis_url, "namespace": namespace}
+        self._fixed = settings
+        self._role = role
+        self._clock: Clock = clock or ServerClock()
+        self._lifetime = Lifetime(
+            role,
+            flush=self._last_flush,
+            flush_regularly=self._flush_regularly,
+            forget=self._forget,
+            duties=self._duties,
+            logger=lambda: self.logger,
+        )
+
+    @room
+    def settings(self) -> Settings:
+        """As read when first needed, and anew at each opening."""
+        return self._load()
+
+    def _load(self) -> Settings:
+        given: dict[str, Any] = {name: value for name, value in self._given.items() if value is not None}
+        return Settings.load(None, **given) if self._fixed is None else self._fixed.replace(**given)
+
+    @room
+    def metrics(self) -> Metrics:
+        lifetime = self._lifetime
+        return Metrics(lifetime.store, max_series=self.settings.metrics.max_series, partition=lifetime.partition)
+
+    @room
+    def events(self) -> Events:
+        lifetime, settings = self._lifetime, self.settings.events
+        return Events(
+            lifetime.store,
+            self.metrics,
+            now_us=lifetime.now_us,
+            partition=lifetime.partition,
+            max_entries=settings.max_entries,
+            max_buffered=settings.max_buffered,
+        )
+
+    @room
+    def dead_letters(self) -> DeadLetters:
+        return DeadLetters(self._lifetime.store, self.settings.events.max_entries, self.events.count_dropped)
+
+    @room
+    def rate_limiter(self) -> RateLimiter:
+        lifetime, settings = self._lifetime, self.settings
+        return RateLimiter(
+            *(lifetime.store, self._clock, self.metrics, settings.limits),
+            replicas=settings.redis.replicas,
+            owner=lambda: lifetime.identity,
+            instances=lifetime.most_live,
+        )
+
+    @room
+    def retry(self) -> Retry:
+        return Retry.of(self.metrics, self.settings.retry)
+
+    @room
+    def leases(self) -> Leases:
+        return Leases(self._lifetime.store, lambda: self._lifetime.identity)
+
+    @room
+    def otlp(self) -> OtlpExport:
+        return OtlpExport(self._lifetime.store, self.metrics, self.leases)
+
+    @room
+    def logger(self) -> Logger:
+        return Logger.of(self.service_name, self.instance, self.settings.log, self._redactor)
+
+    @room
+    def tracing(self) -> Tracing:
+        return Tracing.of(self.service_name, self.instance, self.settings.tracing, self._redactor)
+
+    @room
+    def _traces(self) -> Traces:
+        return Traces(self._lifetime.store, lambda: self.tracing.tail)
+
+    @room
+    def _redactor(self) -> Redactor:
+        return Redactor(self.settings.log.redact, self.settings.log.redact_patterns)
+
+    @room
+    def _observer(self) -> Observer:
+        return Observer(lambda: self.tracing, lambda: self.metrics, lambda: self._redactor)
+
+    @room
+    def _calls(self) -> Calls:
+        return Calls(self.metrics, self.events, self.settings.metrics.dimensions)
+
+    @room
+    def _caches(self) -> CacheSpace:
+        cache = self.settings.cache
+        store = self._lifetime.cache_store
+        return CacheSpace(store, self.metrics, ttl=cache.ttl, jitter=cache.jitter, max_value=cache.max_value)
+
+    @property
+    def service_name(self) -> str:
+        return self.settings.service_name or "observatory"
+
+    @property
+    def instance(self) -> str:
+        """This process's name; a forked child has another."""
+        return self.settings.instance or self._lifetime.identity
+
+    async def _last_flush(self) -> None:
+        await self.rate_limiter.aclose()
+        await asyncio.gather(self.events.flush(), self.metrics.retire(), self._traces.exchange())
+        await self.otlp.aclose()
+
+    async def _flush_regularly(self) -> None:
+        if "logger" in self.__dict__ and (held := self.logger.pen.settle()):
+            self.metrics.increment_counter(LINES_REPEATED, held)
+        await asyncio.gather(self.events.flush(), self.metrics.flush_regularly(), self._traces.exchange())
+
+    def _duties(self) -> tuple[Job, ...]:
+        """A command is over too soon for them, and a worker has roles."""
+        if self._role in ("cli", "worker", "leader"):
+            return ()
+        return (duty("compaction", COMPACT_EVERY, self.leases.acquire, self.metrics.compact), *self.otlp.jobs)
+
+    def _forget(self) -> None:
+        """A forked child keeps the rooms, and nothing that was in them."""
+        for name in ("metrics", "events", "otlp", "rate_limiter"):
+            if name in self.__dict__:
+                self.__dict__[name].forget()
+        for name in ("logger", "tracing"):
+            if name in self.__dict__:
+                self.__dict__[name].forget(self.instance)

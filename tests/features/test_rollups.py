@@ -1,0 +1,367 @@
+"""Roll-ups: every addition stands in one place at a time, whoever makes blocks of it, however late it comes."""
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from observatory import InvalidArgument, Observatory
+from observatory.features.metrics import read, series
+from observatory.features.metrics.blocks import DAY, FINE, HOUR, MINUTE
+from observatory.features.metrics.waiting import Group
+from observatory.features.metrics.wire import Batch
+from observatory.keys import PERMANENT, WINDOW_US
+from observatory.names import Definition
+from tests.conftest import Open
+from tests.topologies import Cluster
+
+COUNTER, SECONDS, DEPTH = "test_things_total", "test_wait_seconds", "test_depth"
+KINDS: dict[str, Any] = {COUNTER: Definition("counter"), SECONDS: Definition("histogram"), DEPTH: Definition("gauge")}
+VALUES = [0.0, 0.001, 0.3, 0.31, 7.0, 250.0]
+
+
+class Told:
+    """Plain Python's idea of what was recorded: every addition, by window and series."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.counts: dict[tuple[int, str], int] = defaultdict(int)
+        self.waits: dict[tuple[int, str], list[float]] = defaultdict(list)
+        self.depths: dict[tuple[int, str], list[float]] = defaultdict(list)
+
+    def record(self, window: int) -> list[Group]:
+        """What one process says of one window, as it goes over the wire."""
+        text = series.text({"model": self.dice.choice("abc"), "team": self.dice.choice("xy")})
+        groups = []
+        if self.dice.random() < 0.7:
+            number = self.dice.randrange(1, 50)
+            self.counts[window, text] += number
+            groups.append(Group(COUNTER, KINDS[COUNTER], [(f"w|{text}", number), (f"n|{text}", 0)]))
+        if self.dice.random() < 0.5:
+            value = self.dice.choice(VALUES)
+            self.waits[window, text].append(value)
+            field = f"b{series.bucket(value)}|{text}" if value else f"z|{text}"
+            whole, nano = divmod(round(value * 10**9), 10**9)
+            groups.append(Group(SECONDS, KINDS[SECONDS], [(field, 1), (f"s|{text}", whole), (f"t|{text}", nano)]))
+        if self.dice.random() < 0.4:
+            depth = self.dice.randrange(-5, 40)
+            self.depths[window, text].append(depth)
+            groups.append(Group(DEPTH, KINDS[DEPTH], [(f"k|{text}", 1), (f"w|{text}", depth)]))
+        return groups
+
+    def of(self, found: dict[tuple[int, str], Any], since: int, until: int, model: str | None = None) -> Iterator[Any]:
+        """Everything recorded in [since, until), in windows."""
+        for (window, text), said in found.items():
+            if since <= window < until and (model is None or series.labels(text)["model"] == model):
+                yield said
+
+
+async def write(obs: Observatory, told: Told, windows: list[int]) -> None:
+    """Each window as a batch of its own, over the way that every batch goes."""
+    for window in windows:
+        if groups := told.record(window):
+            obs.metrics._outbox.put(Batch(window * WINDOW_US, tuple(groups), None))
+    await obs.metrics._outbox.deliver()
+
+
+async def agree(obs: Observatory, told: Told, since: int, until: int, step: int | None) -> None:
+    """One question to each metric; the answer is what plain Python says, to the last unit."""
+    asked: dict[str, Any] = {
+        "since": _moment(since),
+        "until": _moment(until),
+        "step": None if step is None else step * 10,
+        "by": "model",
+    }
+    found = await obs.metrics.query(COUNTER, "total", **asked)
+    # What was asked is rounded to what is kept of that time; the answer says to what.
+    first, last = _window(found.since), -(-int(found.until.timestamp() * 1e6) // WINDOW_US)
+    assert first <= since < until <= last
+    steps = [(first, last)] if step is None else [(at, min(at + step, last)) for at in range(first, last, step)]
+    got = {(one.labels["model"], at): value for one in found.series for at, value in _points(one, first)}
+    want = {(model, at): sum(told.of(told.counts, at, end, model)) for model in "abc" for at, end in steps}
+    assert got == {where: total for where, total in want.items() if total}
+    for stat, expected in (("count", len), ("sum", sum)):
+        found = await obs.metrics.query(SECONDS, stat, **asked)
+        got = {(one.labels["model"], at): value for one in found.series for at, value in _points(one, first)}
+        for model in "abc":
+            for at, end in steps:
+                values = [value for several in told.of(told.waits, at, end, model) for value in several]
+                assert got.get((model, at), 0) == pytest.approx(expected(values)), (stat, model, at)
+    if step is not None:
+        by_model = dict(asked, by="")
+        for stat in ("sum", "avg", "min", "max"):
+            found = await obs.metrics.query(DEPTH, stat, **by_model)
+            over = _window(found.until)
+            depths = {at: value for one in found.series for at, value in _points(one, first)}
+            for at, end in steps:
+                by_window = {
+                    window: [depth for several in told.of(told.depths, window, window + 1) for depth in several]
+                    for window in range(at, end)
+                }
+                seen = [several for several in by_window.values() if several]
+                if not seen:
+                    assert at not in depths
+                    continue
+                every = [depth for several in seen for depth in several]
+                expect = {
+                    "avg": sum(every) / len(every),
+                    "min": min(every),
+                    "max": max(every),
+                    "sum": sum(every) / max(min(end, over) - at, 1),
+                }
+                assert depths[at] == pytest.approx(expect[stat]), (stat, at)
+
+
+def _moment(window: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(window * 10))
+
+
+def _window(moment: Any) -> int:
+    return int(moment.timestamp()) // 10
+
+
+def _points(one: Any, first: int) -> Iterator[tuple[int, float]]:
+    if one.points:
+        yield from ((_window(point.at), point.value) for point in one.points)
+    elif one.value is not None:
+        yield first, one.value
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_every_question_has_the_answer_of_plain_python(opening_any: Open, seed: int) -> None:
+    """A day of recordings in any order, rolled up in between by two processes: any span, step and resolution."""
+    first, second = await opening_any(), await opening_any()
+    told = Told(seed)
+    dice = told.dice
+    now = time.time_ns() // 1000 // WINDOW_US
+    everywhen = range(now - 8600, now)
+    for _ in range(6):
+        await write(first, told, dice.choices(everywhen, k=40) + dice.choices(range(now - 40, now), k=20))
+        await write(second, told, dice.choices(range(now - 720, now), k=40))
+        await asyncio.gather(first.metrics.compact(), second.metrics.compact())
+        await write(second, told, dice.choices(everywhen, k=30))
+        ago = dice.choice((30, 300, 700))
+        await agree(first, told, now - ago, now, dice.choice((1, 2, 6, 7, 12)))
+        await agree(second, told, now - ago, now - dice.randrange(0, 20), None)
+        ago = dice.choice((2000, 5000, 8600))
+        await agree(first, told, now - ago, now, dice.choice((6, 30, 360, 720, 2160)))
+        await agree(second, told, now - ago, now - dice.randrange(0, 700), dice.choice((None, 90, 360)))
+    await _tidy(first)
+
+
+async def test_what_is_rolled_up_while_it_is_written_and_read(opening: Open) -> None:
+    """Writers of late windows, three processes that roll up and one that asks, all at once: no sum is ever too large or too
+    small, and none falls."""
+    several = [await opening() for _ in range(4)]
+    now = time.time_ns() // 1000 // WINDOW_US
+    written = answered = 0
+    stop = asyncio.Event()
+
+    async def roll(obs: Observatory) -> None:
+        while not stop.is_set():
+            await obs.metrics.compact()
+            await asyncio.sleep(random.random() / 10)
+
+    async def ask() -> None:
+        nonlocal answered
+        seen = 0.0
+        while not stop.is_set():
+            before = written
+            found = (await several[3].metrics.query(COUNTER, since=_moment(now - 700), step=60)).series
+            total = sum(point.value for one in found for point in one.points)
+            assert total >= max(before, seen)
+            assert total <= written + 2
+            seen, answered = total, answered + 1
+
+    async def add(obs: Observatory, dice: random.Random) -> None:
+        nonlocal written
+        number = 0
+        while number < 400 or answered < 5:
+            number += 1
+            group = Group(COUNTER, KINDS[COUNTER], [(f'w|model="{dice.choice("ab")}"', 1)])
+            obs.metrics._outbox.put(Batch(dice.randrange(now - 600, now - 14) * WINDOW_US, (group,), None))
+            await obs.metrics._outbox.deliver()
+            written += 1
+            await asyncio.sleep(0.05 if number % 40 == 0 else 0)
+
+    rolling = [asyncio.create_task(roll(obs)) for obs in several[:3]]
+    asking = asyncio.create_task(ask())
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(add(obs, random.Random(number)) for number, obs in enumerate(several[:2])))
+    stop.set()
+    await asyncio.gather(*rolling, asking)
+    assert (await several[0].metrics.query(COUNTER, since=_moment(now - 700))).value == written
+    await several[0].metrics.compact()
+    assert (await several[0].metrics.query(COUNTER, since=_moment(now - 700))).value == written
+    await _tidy(several[0])
+
+
+async def test_an_hour_is_not_made_of_minutes_that_have_changed(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody seals a late minute between another's reading and writing: the hour is made again."""
+    now = time.time_ns() // 1000 // WINDOW_US
+    window = now - 1000
+    group = Group(COUNTER, KINDS[COUNTER], [("w|", 1)])
+
+    async def late() -> None:
+        obs.metrics._outbox.put(Batch(window * WINDOW_US, (group,), None))
+        await obs.metrics._outbox.deliver()
+
+    await late()
+    real = read.hash_pages
+    meddled: list[str] = []
+
+    async def pages(store: Any, key: Any, page: int = read.PAGE) -> list[tuple[bytes, bytes]]:
+        found = await real(store, key, page)
+        if f":{MINUTE.name}:" in key and not meddled:
+            meddled.append(key)
+            await late()
+            await obs.metrics.compact()
+        return found
+
+    monkeypatch.setattr(read, "hash_pages", pages)
+    await obs.metrics.compact()
+    assert meddled
+    for _ in range(2):
+        assert (await obs.metrics.query(COUNTER, since=_moment(window - 600), step=3600)).series[0].points[0].value == 2
+        await obs.metrics.compact()
+
+
+async def _tidy(obs: Observatory) -> None:
+    """What is over is in blocks alone, and everything that may expire will."""
+    await obs.metrics.compact()
+    keys = obs.store.keys
+    for partition in range(keys.partitions):
+        members = await obs.store.command("ZRANGE", keys.open_windows(partition), 0, -1)
+        now = (obs.store.server_us() or 0) // WINDOW_US
+        assert all(int(member.split(b":")[0]) >= now - 13 for member in members), "only the last two minutes are open"
+        for key in await obs.store.command("KEYS", keys.metric_window(partition, 0, "*").replace(":0:", ":*:")):
+            window, metric = key.decode().split(":")[-2:]
+            assert f"{window}:{metric}".encode() in members, "every open window is listed"
+    for key in await obs.store.command("KEYS", keys.pattern()):
+        if not PERMANENT.fullmatch(key.decode()):
+            assert 0 < await obs.store.command("PTTL", key) <= 740 * 86_400_000 + 367 * 86_400_000, key
+
+
+async def test_hours_and_days_are_kept_when_minutes_are_gone(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their hashes expire in steps; nothing expires before it stands in something coarser."""
+    obs = await opening()
+    told = Told(7)
+    now = time.time_ns() // 1000 // WINDOW_US
+    yesterday = [window for window in range(now - 8600, now) if window // 8640 < now // 8640] or list(
+        range(now - 8600, now - 800)
+    )
+    await write(obs, told, told.dice.choices(yesterday, k=200))
+    total = sum(told.counts.values())
+    await obs.metrics.compact()
+    ahead_us = 0
+    real = obs.store.server_us
+    monkeypatch.setattr(obs.store, "server_us", lambda: (real() or 0) + ahead_us)
+    keys = obs.store.keys
+    for level, days in ((MINUTE, 2), (HOUR, 100)):
+        ahead_us = days * DAY.window_us
+        await obs.metrics.compact()
+        for partition in range(keys.partitions):
+            for key in await obs.store.command("KEYS", keys.metric_blocks(partition, level.name, 0, "*").replace(":0:", ":*:")):
+                # What the server would have done by then.
+                assert await obs.store.command("PTTL", key) < days * 86_400_000
+                await obs.store.command("DEL", key)
+        found = await obs.metrics.query(COUNTER, since=f"{days + 2}d")
+        assert found.value == total
+    with pytest.raises(InvalidArgument, match="step must be a multiple of 86400 s") as told_so:
+        await obs.metrics.query(COUNTER, since="102d", step=3600)
+    assert told_so.value.remedy is not None
+    assert "step=86400" in told_so.value.remedy
+
+
+async def test_what_is_too_late_counts_and_is_told(opening: Open) -> None:
+    """More than a day: in the lifetime totals, in no window, and in a metric of its own."""
+    obs = await opening()
+    now = time.time_ns() // 1000 // WINDOW_US
+    group = Group(COUNTER, KINDS[COUNTER], [("w|", 3)])
+    for window in (now - 8700, now + 100, now - 8000):
+        obs.metrics._outbox.put(Batch(window * WINDOW_US, (group,), None))
+    await obs.flush()
+    await obs.flush()
+    assert (await obs.metrics.query(COUNTER, since="25h")).value == 3
+    assert f"{COUNTER} 9\n" in await obs.metrics.exposition()
+    assert (await obs.metrics.query("observatory_additions_late_total")).value == 2
+
+
+async def test_the_fleet_has_a_bound_of_series(opening_any: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten processes, each within its own bound, together beyond the fleet's: what comes beyond shares a series."""
+    monkeypatch.setenv("OBSERVATORY_METRICS_MAX_SERIES", "20")
+    monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "1")
+    several = [await opening_any() for _ in range(10)]
+    for process, obs in enumerate(several):
+        for number in range(10):
+            for _ in range(2):
+                obs.metrics.increment_counter(COUNTER, 0.25, {"user": f"{process}-{number}"})
+                obs.metrics.record_histogram(SECONDS, 0.5 + number, {"user": f"{process}-{number}"})
+            await obs.flush()
+    obs = several[0]
+    found = await obs.metrics.query(COUNTER, by=("user", "observatory_overflow"))
+    assert len(found.series) == 21
+    assert found.series[0].labels == {"observatory_overflow": "true"}
+    assert found.series[0].value == 80 * 0.5
+    assert {one.value for one in found.series[1:]} == {0.5}
+    waits = await obs.metrics.query(SECONDS, "count", by=("user", "observatory_overflow"))
+    assert (len(waits.series), waits.series[0].value) == (21, 160)
+    totals = (await read.totals(obs.store, [COUNTER, SECONDS]))[SECONDS]
+    assert sum(value.count for value in totals.values()) == 200
+    for one in several:
+        await one.flush()
+    folded = await obs.metrics.query("observatory_series_folded_total", where={"metric": COUNTER})
+    assert folded.value == 80
+
+
+async def test_spoilt_blocks_are_passed_over(obs: Observatory) -> None:
+    """Bytes that are not ours cost their own window, no other, and no error."""
+    told = Told(3)
+    now = time.time_ns() // 1000 // WINDOW_US
+    await write(obs, told, [now - 30] * 5 + [now - 60] * 5)
+    await obs.metrics.compact()
+    minute = (now - 60) * WINDOW_US // MINUTE.window_us
+    for partition in range(obs.store.keys.partitions):
+        for level in (FINE, MINUTE):
+            key = obs.store.keys.metric_blocks(partition, level.name, minute * MINUTE.window_us // level.hash_us, COUNTER)
+            if await obs.store.command("HEXISTS", key, minute):
+                await obs.store.command("HSET", key, minute, b"z\x00nonsense")
+    expected = sum(told.of(told.counts, now - 30, now))
+    assert (await obs.metrics.query(COUNTER, since=_moment(now - 90), step=60)).series[0].points[-1].value == expected
+
+
+async def test_spoilt_keys_cost_their_own_window(obs: Observatory) -> None:
+    """A key of another type where a window or a block should be: the others are written, rolled up and read."""
+    store, keys, partition = obs.store, obs.store.keys, obs._lifetime.partition()
+    now = time.time_ns() // 1000 // WINDOW_US
+    minute_us = (now - 100) * WINDOW_US
+    await store.command("SET", keys.metric_window(partition, now - 30, COUNTER), "no hash", "EX", 60)
+    await store.command("SET", keys.metric_window(partition, now - 30, DEPTH), "no hash", "EX", 60)
+    await store.command("SET", keys.metric_blocks(partition, MINUTE.name, minute_us // MINUTE.hash_us, SECONDS), "x", "EX", 60)
+    told = Told(5)
+    await write(obs, told, [*[now - 30] * 6, *[now - 50] * 6, *[now - 100] * 6])
+    await obs.metrics.compact()
+    found = await obs.metrics.query(COUNTER, since=_moment(now - 54), until=_moment(now - 42))
+    assert found.value == sum(told.of(told.counts, now - 54, now - 42)) > 0
+    assert (await obs.metrics.query("observatory_additions_refused_total")).value is None
+    await obs.flush()
+    assert (await obs.metrics.query("observatory_additions_refused_total")).value
+
+
+async def test_on_a_cluster(cluster: Cluster, opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen partitions on three primaries: rolled up where they are, asked as one."""
+    monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "16")
+    several = [await opening(redis_url=cluster.url) for _ in range(5)]
+    told = Told(11)
+    now = time.time_ns() // 1000 // WINDOW_US
+    for obs in several:
+        await write(obs, told, told.dice.choices(range(now - 8600, now), k=60))
+    assert len({obs._lifetime.partition() for obs in several}) > 1
+    for _ in range(2):
+        for step in (None, 6, 360):
+            await agree(several[0], told, now - 8600 if step != 6 else now - 5000, now, step)
+        await asyncio.gather(*(obs.metrics.compact() for obs in several))
