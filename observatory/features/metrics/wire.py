@@ -72,7 +72,7 @@ def window_of(moment_us: int) -> int:
 
 
 def pieces(groups: list[Group]) -> Iterator[tuple[Group, ...]]:
-    """The groups in portions of at most MAX_FIELDS additions. The three of a gauge's sample stay together: they are its value."""
+    """The groups in portions of at most MAX_FIELDS additions. The three of a gauge's sample stay together: of one value."""
     portion: list[Group] = []
     room = MAX_FIELDS
     for group in groups:
