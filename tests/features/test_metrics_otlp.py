@@ -209,7 +209,7 @@ async def test_a_collector_that_is_away_hurts_nobody(
                     for value in family.table.values()
                 )
             began = time.monotonic()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
     assert len([record for record in caplog.records if "OTLP collector" in record.message]) == 1
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
