@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from observatory import Metric, Observatory
 from observatory.clock import monotonic
 from observatory.features.leases import Lease
-from observatory.features.metrics import OtlpExport, series
+from observatory.features.metrics import OtlpExport, otlp, series
 from observatory.features.metrics.collector import Destination, destination
+from observatory.keys import instances
 from tests.conftest import Open
 from tests.receiver import Receiver
 from tests.servers import Server, environment, free_port, process, wait_until
@@ -145,6 +147,27 @@ async def test_one_of_two_sends_and_the_other_takes_over(
     assert points[0].start <= points[0].at
 
 
+async def test_a_worker_has_a_role_for_it(obs: Observatory, receiver: Receiver, server: Server) -> None:
+    """`observatory worker --roles otlp` sends; without that role a worker never does."""
+    obs.metrics.increment_counter("test_total", 5)
+    await obs.flush()
+    given = {"OBSERVATORY_REDIS_URL": server.url, "OBSERVATORY_NAMESPACE": obs.settings.namespace}
+    env = environment(**given, **SOON, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.http)
+    with process(["-m", "observatory", "worker", "--roles", "compaction"], env):
+        await asyncio.to_thread(wait_until, lambda: receiver.told() or others(server, obs), "another instance is here")
+        await asyncio.sleep(2.5)
+        assert receiver.told() == []
+    with process(["-m", "observatory", "worker", "--roles", "otlp"], env):
+        await until(lambda: receiver.told("test_total"))
+        assert receiver.told("test_total")[0].points[0].value == 5
+
+
+def others(server: Server, obs: Observatory) -> bool:
+    """Whether a second instance has said what it is."""
+    with redis.Redis.from_url(server.url) as client:
+        return int(client.hlen(instances(obs.settings.namespace))) > 1
+
+
 async def test_an_orderly_leader_hands_over_at_once(
     receiver: Receiver, opening: Open, sending: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +175,7 @@ async def test_an_orderly_leader_hands_over_at_once(
     bystander = await opening()
     sending(receiver.http)
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "60000")
+    monkeypatch.setattr(otlp, "LAST_WORDS", 10.0)  # a busy machine is none to fail for
     settings = {"redis_url": bystander.settings.redis.url, "namespace": bystander.settings.namespace}
     async with Observatory("leader", **settings) as one:  # type: ignore[arg-type]
         one.metrics.increment_counter("test_total", 1)
@@ -185,7 +209,7 @@ async def test_a_collector_that_is_away_hurts_nobody(
                     for value in family.table.values()
                 )
             began = time.monotonic()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
     assert len([record for record in caplog.records if "OTLP collector" in record.message]) == 1
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 

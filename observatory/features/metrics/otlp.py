@@ -19,7 +19,7 @@ from .metrics import Metrics
 NAME = "otlp"
 """Of the lease."""
 STEP_EVERY = 1.0
-LAST_WORDS = 1.0
+LAST_WORDS = 2.0
 """Seconds for the last export, when the process closes."""
 POINTS = 1000
 """Data points in one request: collectors refuse requests of more than 4 MB."""
