@@ -11,7 +11,7 @@ import pytest
 
 from observatory import Metric, Observatory
 from observatory.features.events import ENTRY_BYTES, Envelope, encoded, new_id, packed
-from observatory.worker import Worker
+from observatory.worker import Worker, presence_of
 from tests.conftest import Open
 from tests.servers import Server, environment, process, wait_until
 from tests.worker.events import call, settled, until, working
@@ -208,7 +208,7 @@ async def test_told_twice_it_leaves_at_once(own_server: Server, namespace: str) 
 
 async def test_partitions_are_of_those_who_take_them(opening: Open) -> None:
     """A worker that only leads roles is no peer in dividing partitions: the other one has all four."""
-    await opening(role="leader")
+    await opening(role=presence_of(["audit"]))
     worker = Worker(await opening(role="worker"), roles=["events"])
     async with working(worker):
         await until(lambda: len(worker.partitions.held()) == 4, "one worker has all partitions", 5)
