@@ -1,7 +1,7 @@
 """Which unsampled traces are sent all the same: told by one process, heard by the others."""
 
 from observatory.features.traces import MOST, Traces
-from observatory.sampling import MAX_TRACES, Tail
+from observatory.tracing.sampling import MAX_TRACES, Tail
 from tests.conftest import Open
 
 

@@ -15,7 +15,7 @@ import pytest
 from observatory import Observatory
 from observatory.asgi import ObservatoryMiddleware
 from observatory.logs import INTERNAL, Logger
-from observatory.pen import Pen
+from observatory.logs.pen import Pen
 from observatory.redaction import Redactor
 from tests.conftest import Open
 

@@ -11,7 +11,7 @@ from opentelemetry import trace
 
 from observatory import Observatory
 from observatory.logs import Logger
-from observatory.pen import Pen
+from observatory.logs.pen import Pen
 from tests.ground.test_otlp import nobody_is_closing
 from tests.servers import Server, wait_until
 

@@ -21,7 +21,7 @@ import pytest
 from opentelemetry.sdk.trace.sampling import Decision
 
 from observatory import Observatory
-from observatory.sampling import MAX_SPANS, MAX_TRACES, Tail, sampler
+from observatory.tracing.sampling import MAX_SPANS, MAX_TRACES, Tail, sampler
 from tests.servers import Server, die_with_parent, environment, free_port, skip_or_fail, wait_until
 
 NOWHERE = "redis://127.0.0.1:1"
@@ -214,7 +214,7 @@ async def test_an_exporter_that_cannot_be_made_costs_no_line(made: Made, monkeyp
 
 DECIDE = """
 import sys
-from observatory.sampling import sampler
+from observatory.tracing.sampling import sampler
 ours = sampler(0.3)
 print("".join("01"[ours.should_sample(None, int(line, 16), "x").decision.is_sampled()] for line in sys.stdin))
 """
@@ -401,14 +401,14 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tail.told()
     assert not tail._traces
     tail.listen()
-    monkeypatch.setattr("observatory.sampling.MAX_WAITING", 500)
+    monkeypatch.setattr("observatory.tracing.sampling.MAX_WAITING", 500)
     for _ in range(100):
         with tracer.start_as_current_span("waits"):
             for _ in range(9):
                 tracer.start_span("one").end()
     assert 0 < tail._waiting <= 500
     assert sum(len(trace.spans) for trace in tail._traces.values()) == tail._waiting
-    monkeypatch.setattr("observatory.sampling.WAITS_FOR", -1.0)
+    monkeypatch.setattr("observatory.tracing.sampling.WAITS_FOR", -1.0)
     tracer.start_span("last").end()
     assert tail._waiting <= 1, "what has waited long enough is let go"
 

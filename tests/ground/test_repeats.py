@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from observatory.repeats import MAX_KNOWN, WINDOW, Repeats, Told
+from observatory.logs.repeats import MAX_KNOWN, WINDOW, Repeats, Told
 
 
 def record(name: object) -> logging.LogRecord:
@@ -21,7 +21,7 @@ def record(name: object) -> logging.LogRecord:
 def test_every_line_is_written_or_told(most: int, known: int, lines: list[tuple[int, float]]) -> None:
     """Per key, written and repeated make all that were heard, and what is told is of its own key."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("observatory.repeats.MAX_KNOWN", known)
+        patch.setattr("observatory.logs.repeats.MAX_KNOWN", known)
         _balance(most, lines)
 
 

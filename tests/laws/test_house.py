@@ -22,12 +22,9 @@ FLOORS = {
     "notes": 0.1,
     "rooms": 0,
     "redaction": 0.1,
-    "repeats": 0,
     "otlp": 0.2,
     "settings": 1,
-    "sampling": 1,
     "tracing": 1.05,
-    "pen": 1.08,
     "logs": 1.1,  # a line carries the span's ids
     "background": 1.2,
     "store": 2,
@@ -47,7 +44,7 @@ FLOORS = {
     "__main__": 8,
     "__init__": 9,
 }
-NEIGHBOURS = {"store", "llm", "worker", "service", "cli", "settings"}
+NEIGHBOURS = {"store", "llm", "worker", "service", "cli", "settings", "logs", "tracing"}
 """Rooms whose files may import each other."""
 LONGEST = 320
 

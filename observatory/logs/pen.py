@@ -12,8 +12,8 @@ from typing import Any, TextIO, cast
 
 from pythonjsonlogger.core import BaseJsonFormatter
 
-from . import dimensions, otlp, tracing
-from .redaction import Redactor
+from .. import dimensions, otlp, tracing
+from ..redaction import Redactor
 from .repeats import Repeats, Told
 
 RESERVED = frozenset({"timestamp", "level", "message", "service", "instance", "exception", "repeated", "lost", "logger"})

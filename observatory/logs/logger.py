@@ -6,11 +6,11 @@ import sys
 from datetime import datetime
 from typing import Any, Final, TextIO, cast, get_args
 
-from .errors import InvalidArgument
+from ..errors import InvalidArgument
+from ..redaction import Redactor
+from ..settings.table import Log
+from ..types import LogLevel
 from .pen import FEW, RESERVED, Line, Pen, context, digest
-from .redaction import Redactor
-from .settings.table import Log
-from .types import LogLevel
 
 INTERNAL = logging.getLogger("observatory")
 """Our own lines. A library's logger: no handler of its own until an Observatory opens, and yours win."""

@@ -9,8 +9,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, ParentBasedTraceIdRatio, Sampler, SamplingResult
 from opentelemetry.trace import SpanContext, StatusCode, TraceFlags
 
-from .clock import monotonic
-from .names import SPAN_COST as COST
+from ..clock import monotonic
+from ..names import SPAN_COST as COST
 
 KEPT = "observatory.kept"
 """The attribute that says why a span was sent although its trace was not sampled."""

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 
-from . import dimensions, otlp
-from .errors import InvalidArgument
-from .names import SPAN_COST as COST
-from .redaction import Redactor
-from .settings.table import TracingSettings
-from .types import Amount
+from .. import dimensions, otlp
+from ..errors import InvalidArgument
+from ..names import SPAN_COST as COST
+from ..redaction import Redactor
+from ..settings.table import TracingSettings
+from ..types import Amount
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 
