@@ -43,6 +43,10 @@ local until_ms = ARGV[8]
 if (redis.call('HGET', rolled, metric) or '') ~= expected or not redis.call('ZSCORE', due, member) then
   return {0}
 end
+-- What cannot be done must fail before anything is.
+redis.call('HEXISTS', coarser, index)
+redis.call('PEXPIREAT', coarser, until_ms)
+
 redis.call('HSET', rolled, metric, token)
 if block ~= '' then
   redis.call('HSET', coarser, index, block)

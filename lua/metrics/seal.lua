@@ -63,6 +63,16 @@ for i = 6, #KEYS do
   end
 end
 
+-- What cannot be done (a key of another type, a right that is missing) must fail before anything is: a script is not rolled back.
+if fine_block ~= '' then
+  redis.call('HEXISTS', fine, minute)
+end
+if minute_block ~= '' then
+  redis.call('HEXISTS', minutes, minute)
+  redis.call('PEXPIREAT', minutes, keep_until_ms)
+  redis.call('ZADD', due, hour_ends_us, due_hour, day_ends_us, due_day)
+end
+
 redis.call('HSET', rolled, metric, token)
 if fine_block ~= '' then
   redis.call('HSET', fine, minute, fine_block)
@@ -71,7 +81,6 @@ end
 if minute_block ~= '' then
   redis.call('HSET', minutes, minute, minute_block)
   redis.call('PEXPIREAT', minutes, keep_until_ms)
-  redis.call('ZADD', due, hour_ends_us, due_hour, day_ends_us, due_day)
 end
 for i = 6, #KEYS do
   redis.call('UNLINK', KEYS[i])

@@ -374,8 +374,11 @@ async def test_gauges_recorded_have_a_history(opening: Open, monkeypatch: pytest
         monkeypatch.setattr(f"observatory.features.metrics.{room}.monotonic", lambda: hands[0])
     several = [await opening() for _ in range(3)]
     shift_us = time.time_ns() // 1000 - int(time.monotonic() * 1e6)
+    hands[0] += 3 - (hands[0] + shift_us / 1e6) % 10
     for obs in several:
         monkeypatch.setattr(obs.store, "server_us", lambda: int(hands[0] * 1e6) + shift_us)
+        # From now on its windows are the server's.
+        await obs.flush()
     began = _window_now(several[0])
     for turn in range(6):
         for process, obs in enumerate(several):

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from observatory import Limit, Metric, Observatory
-from observatory.keys import PERMANENT
+from observatory.features.metrics.waiting import Group
+from observatory.features.metrics.wire import Batch
+from observatory.keys import PERMANENT, WINDOW_US
+from observatory.names import Definition
 from observatory.store.check import findings
+from observatory.worker.audit import Audit
 from observatory.worker.worker import Worker
 from tests.servers import ROOT, environment, process
 from tests.store.load import script
@@ -120,6 +124,19 @@ async def test_documented_rights_are_enough(opening: Callable[..., Any], topolog
     health = await obs.health()
     assert "bad" not in {finding.status for finding in health.checks}
     assert (await obs.events.lag())["accepted"] == 1
+    yesterday = (obs.store.server_us() or 0) - 20 * 3_600_000_000
+    group = Group("rights_total", Definition("counter"), [("w|", 4)])
+    obs.metrics._outbox.put(Batch(yesterday - yesterday % WINDOW_US, (group,), None))
+    await obs.flush()
+    while await obs.metrics.compact():
+        pass
+    assert (await obs.metrics.query("rights_total", since="24h", step=3600)).series[0].points[0].value == 4
+    assert not (await obs.dead_letters.list()).letters
+    async with obs.rate_limiter.reserve(Limit("held", 5, per="1h"), "a") as held:
+        await held.settle(1)
+    await Audit(obs).step(1)
+    with obs.span("rights"):
+        await obs.flush()
 
 
 async def test_each_primary_is_looked_at(opening: Callable[..., Any], topology: Topology) -> None:

@@ -98,11 +98,12 @@ async def test_automatic_lending_begins_when_it_is_hot(opening: Open) -> None:
     obs = await opening()
     limit = Limit("auto", 100_000, per=1, burst=100_000, leases="auto")
     assert (await obs.rate_limiter.check(limit)).decided_by == "redis"
-    ends = time.monotonic() + 2.5
-    last = ""
-    while time.monotonic() < ends:
-        last = (await obs.rate_limiter.check(limit)).decided_by
-    assert last == "lease"
+    ends = time.monotonic() + 20
+    found: set[str] = set()
+    while "lease" not in found and time.monotonic() < ends:
+        # Many at once: a busy machine must not make it look cold.
+        found = {decision.decided_by for decision in await asyncio.gather(*(obs.rate_limiter.check(limit) for _ in range(50)))}
+    assert "lease" in found
 
 
 async def test_nearly_empty_bucket_is_asked_exactly(opening: Open) -> None:
