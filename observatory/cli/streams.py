@@ -11,7 +11,7 @@ from ..client import Observatory
 from ..errors import InvalidArgument
 from ..features import survey
 from ..features.dead_letters import MOST_PER_PAGE, DeadLetter, Moved
-from ..features.metrics.query import matchers
+from ..features.metrics.matchers import matchers
 from ..units import moment, seconds
 from .context import OUT, AsJson, fail, show_json, show_table
 from .tail import Seen, tail

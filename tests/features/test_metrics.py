@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from observatory import InvalidArgument, Metric, Observatory
-from observatory.features.metrics import query, series
+from observatory.features.metrics import matchers, query, series
 from observatory.features.metrics.blocks import Value
 from tests.conftest import Open
 
@@ -276,5 +276,5 @@ async def test_dimensions_become_labels_where_the_settings_say(opening: Open, mo
 
 def test_matchers_take_linear_time() -> None:
     """An expression that would take a backtracking engine for ever."""
-    fits = query.matchers('model=~"(a+)+"')
+    fits = matchers.matchers('model=~"(a+)+"')
     assert not fits({"model": "a" * 1000 + "b"})

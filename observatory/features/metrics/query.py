@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-import re2
 
 from ... import names, units
 from ...errors import InvalidArgument
@@ -20,6 +19,7 @@ from ...store.store import Store
 from ...types import Duration, Moment
 from . import read, series
 from .blocks import Sampled, Value
+from .matchers import Matcher, grouped_by, matchers
 from .read import Found
 from .span import Span
 
@@ -31,13 +31,11 @@ STATS = {
 AT_ONCE = 128 * 1024
 """Bytes of blocks that are read on the loop; more, and a thread does it."""
 _QUANTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,4})?|100)")
-_MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
 
-Labels = Mapping[str, str]
-Matcher = Callable[[Labels], bool]
+Group = tuple[str, ...]
 
 
-class Point(msgspec.Struct, frozen=True):
+class Point(msgspec.Struct, frozen=True, gc=False):
     """A value of one step, which begins at `at`."""
 
     at: datetime
@@ -70,60 +68,6 @@ class Result(msgspec.Struct, frozen=True):
     def value(self) -> float | None:
         """Of the one series of an ungrouped query."""
         return self.series[0].value if self.series else None
-
-
-def matchers(where: Mapping[str, str | Sequence[str]] | str) -> Matcher:
-    """A mapping (a value, or several of which one must fit) or PromQL matchers: 'model=~"gpt-.*",tenant!="acme"'."""
-    if not isinstance(where, str):
-        if not isinstance(where, Mapping):
-            raise InvalidArgument(
-                f"where must be a mapping or a text, got {units.shown(where)}", remedy='Write {"model": "gpt-4o"}'
-            )
-        wanted = {names.label_name(name): _texts(values, f"where: {name}") for name, values in where.items()}
-        return lambda labels: all(labels.get(name, "") in values for name, values in wanted.items())
-    tests: list[tuple[str, Callable[[str], bool]]] = []
-    text, at = where.strip().removeprefix("{").removesuffix("}").strip(), 0
-    while at < len(text):
-        found = _MATCHER.match(text, at)
-        if found is None:
-            raise InvalidArgument(f"where: {text[at : at + 40]!r} is not a matcher", remedy='Write model="gpt-4o"')
-        name, operator, value = found[1], found[2], re.sub(r"\\(.)", r"\1", found[3])
-        tests.append((name, _fits(operator, value)))
-        at = found.end()
-    return lambda labels: all(fits(labels.get(name, "")) for name, fits in tests)
-
-
-def _texts(values: str | Sequence[str], what: str) -> frozenset[str]:
-    """One text, or several. InvalidArgument names what is neither."""
-    if isinstance(values, str):
-        return frozenset((values,))
-    several = tuple(values) if isinstance(values, Iterable) else (values,)
-    if not all(isinstance(value, str) for value in several):
-        raise InvalidArgument(f"{what} must be a text or several, got {units.shown(values)}")
-    return frozenset(several)
-
-
-def _labels(by: str | Sequence[str]) -> tuple[str, ...]:
-    """The labels to group by, in order: several names, or a text with commas between them."""
-    if isinstance(by, str):
-        by = [name.strip() for name in by.split(",") if name.strip()]
-    elif not isinstance(by, Iterable):
-        raise InvalidArgument(f"by must be a label or several, got {units.shown(by)}", remedy='Write by="model,provider"')
-    return tuple(dict.fromkeys(names.label_name(name) for name in by))
-
-
-def _fits(operator: str, value: str) -> Callable[[str], bool]:
-    """RE2, as Prometheus has it: in linear time, whatever a stranger writes."""
-    if operator in ("=", "!="):
-        return lambda label: (label == value) == (operator == "=")
-    options = re2.Options()
-    options.log_errors = False
-    try:
-        pattern = re2.compile(value, options=options)
-    except re2.error as error:
-        why = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
-        raise InvalidArgument(f"where: {value!r:.60} is not a regular expression ({why!s:.80})") from None
-    return lambda label: bool(pattern.fullmatch(label)) == (operator == "=~")
 
 
 def quantile(value: Value, fraction: float) -> float | None:
@@ -166,9 +110,9 @@ def _statistic(definition: Definition, stat: str, metric: str) -> Callable[[Any,
         }
     else:
         simple = {
-            "total": lambda value, _: value.nano / 1e9,
-            "sum": lambda value, _: value.nano / 1e9,
-            "rate": lambda value, seconds: value.nano / 1e9 / seconds,
+            "total": lambda nano, _: nano / 1e9,
+            "sum": lambda nano, _: nano / 1e9,
+            "rate": lambda nano, seconds: nano / 1e9 / seconds,
         }
     if stat not in simple:
         known = ", ".join(STATS[definition.kind])
@@ -187,9 +131,9 @@ class _Groups:
     def __init__(self, by: Sequence[str], fits: Matcher) -> None:
         self._by = by
         self._fits = fits
-        self._known: dict[str, tuple[str, ...] | None] = {}
+        self._known: dict[str, Group | None] = {}
 
-    def of(self, text: str) -> tuple[str, ...] | None:
+    def of(self, text: str) -> Group | None:
         try:
             return self._known[text]
         except KeyError:
@@ -213,7 +157,7 @@ async def ask(
 ) -> Result:
     """See Metrics.query."""
     metric = str(names.metric_name(metric))
-    by = _labels(by)
+    by = grouped_by(by)
     if not isinstance(stat, str):
         raise InvalidArgument(f"stat must be a text, got {units.shown(stat)}", remedy='Write "total", or "p95" of a histogram')
     fits = matchers(where)
@@ -264,6 +208,29 @@ async def _definition(store: Store, metric: str, gauges: Mapping[str, object]) -
     return definition
 
 
+def _count(into: dict[Group, Any], group: Group, row: Sequence[Any]) -> None:
+    # A counter is one number: there are thousands in an answer, and nothing else to keep of them.
+    into[group] = into.get(group, 0) + row[0] * units.NANO + row[1]
+
+
+def _take(make: type[Value] | type[Sampled]) -> Callable[[dict[Group, Any], Group, list[Any]], None]:
+    def add(into: dict[Group, Any], group: Group, row: list[Any]) -> None:
+        value = into.get(group)
+        if value is None:
+            value = into[group] = make()
+        value.take(row)
+
+    return add
+
+
+_ADDED: dict[Kind, Callable[[dict[Group, Any], Group, list[Any]], None]] = {
+    "counter": _count,
+    "gauge": _take(Sampled),
+    "histogram": _take(Value),
+}
+"""How a row of a block becomes part of its group."""
+
+
 def _of_windows(
     told: Iterable[Found],
     kind: Kind,
@@ -272,17 +239,14 @@ def _of_windows(
     groups: _Groups,
     span: Span,
 ) -> list[Series]:
-    make = Sampled if kind == "gauge" else Value
-    steps: dict[int, dict[tuple[str, ...], Any]] = {}
+    add = _ADDED[kind]
+    steps: dict[int, dict[Group, Any]] = {}
     for start_us, found in chain.from_iterable(one.tables() for one in told):
         into = steps.setdefault(span.step_at(start_us), {})
         for text, row in found.items():
             group = groups.of(text)
             if group is not None:
-                value = into.get(group)
-                if value is None:
-                    value = into[group] = make()
-                value.take(row)
+                add(into, group, row)
     ordered = [(units.moment(at), span.covered(at), table) for at, table in sorted(steps.items())]
     answers = []
     for group in sorted({group for table in steps.values() for group in table}) or ([] if by else [()]):
@@ -305,7 +269,7 @@ def _of_gauges(found: dict[str, list[float]], stat: str, by: Sequence[str], grou
         "min": min,
         "max": max,
     }
-    together: dict[tuple[str, ...], list[float]] = {}
+    together: dict[Group, list[float]] = {}
     for text, values in found.items():
         group = groups.of(text)
         if group is not None:

@@ -20,7 +20,7 @@ PAGE = 1000
 
 BLOCKS = 30
 """Blocks asked for at once."""
-TRIES = 20
+TRIES = 40
 """Times that a question is read again because a block has changed meanwhile."""
 
 
@@ -98,13 +98,6 @@ async def token(store: Store, partition: int, metric: str) -> bytes:
     return found or b""
 
 
-async def open_windows(store: Store, partition: int, metric: str, first: int, last: int) -> list[int]:
-    """The open windows of a metric from the first to before the last."""
-    members = await store.bulk().command("ZRANGEBYSCORE", store.keys.open_windows(partition), first, f"({last}")
-    named = (member.decode().partition(":") for member in members)
-    return [int(number) for number, _, name in named if name == metric]
-
-
 async def gauges(store: Store) -> dict[str, dict[str, list[float]]]:
     """metric -> series -> the value of each live process."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -140,17 +133,39 @@ class Found(NamedTuple):
 async def found(store: Store, metric: str, kind: Kind, span: Span) -> list[Found]:
     """What all partitions know of a span. An addition stands in exactly one of these.
 
-    StoreUnavailable when blocks change faster than they can be read (after days without anybody to make them).
+    Open windows are read before blocks, and looked at once more behind them: one that has been sealed meanwhile may stand in
+    both, and then everything is read again. StoreUnavailable when that happens again and again (after days without anybody).
     """
     partitions = _partitions(store)
+    first, last = span.since_us // FINE.window_us, -(-span.until_us // FINE.window_us)
     for _ in range(TRIES):
-        before = await asyncio.gather(*(token(store, partition, metric) for partition in partitions))
+        opened = await asyncio.gather(*(_opened(store, partition, metric, first, last) for partition in partitions))
         pieces = await _whole(store, metric, span)
-        told = await asyncio.gather(*(_of_partition(store, partition, metric, kind, span, pieces) for partition in partitions))
-        if await asyncio.gather(*(token(store, partition, metric) for partition in partitions)) == before:
-            return list(chain.from_iterable(told))
+        closed = await asyncio.gather(*(_blocks(store, partition, metric, pieces) for partition in partitions))
+        still = await asyncio.gather(*(_open_still(store, *told, metric) for told in enumerate(opened)))
+        if all(still):
+            rows = (
+                Found([one.window * FINE.window_us], rows=blocks.rows(one.table(kind))) for one in chain.from_iterable(opened)
+            )
+            return [*chain.from_iterable(closed), *rows]
         await asyncio.sleep(0.05)
     raise StoreUnavailable(f"the windows of {metric} are being rolled up", remedy="Ask again in a few seconds")
+
+
+async def _opened(store: Store, partition: int, metric: str, first: int, last: int) -> list[Raw]:
+    """The open windows of a metric from the first to before the last, as they stand."""
+    members = await store.bulk().command("ZRANGEBYSCORE", store.keys.open_windows(partition), first, f"({last}")
+    named = (member.decode().partition(":") for member in members)
+    numbers = [int(number) for number, _, name in named if name == metric]
+    return await asyncio.gather(*(raw_window(store, partition, number, metric) for number in numbers))
+
+
+async def _open_still(store: Store, partition: int, opened: list[Raw], metric: str) -> bool:
+    """Whether none of those that were read has been sealed since. What was added to it since is another matter."""
+    read = [one for one in opened if one.fields]
+    keys = [store.keys.metric_window(partition, one.window, metric) for one in read]
+    times = await asyncio.gather(*(store.bulk().command("HGET", key, "#") for key in keys))
+    return all(now is not None and int(now) >= int(one.times or 0) for now, one in zip(times, read, strict=True))
 
 
 async def _whole(store: Store, metric: str, span: Span) -> list[Piece]:
@@ -172,15 +187,6 @@ async def _whole(store: Store, metric: str, span: Span) -> list[Piece]:
             else:
                 wanted += piece.finer()
     return whole
-
-
-async def _of_partition(store: Store, partition: int, metric: str, kind: Kind, span: Span, pieces: list[Piece]) -> list[Found]:
-    first, last = span.since_us // FINE.window_us, -(-span.until_us // FINE.window_us)
-    closed, windows = await asyncio.gather(
-        _blocks(store, partition, metric, pieces), open_windows(store, partition, metric, first, last)
-    )
-    still_open = await asyncio.gather(*(raw_window(store, partition, number, metric) for number in windows))
-    return [*closed, *(Found([one.window * FINE.window_us], rows=blocks.rows(one.table(kind))) for one in still_open)]
 
 
 async def _blocks(store: Store, partition: int, metric: str, pieces: list[Piece]) -> list[Found]:
