@@ -18,6 +18,7 @@ from .llm import Usage
 from .settings import Settings
 from .store.check import Health
 from .store.store import Store
+from .tracing import trace_id
 from .types import Amount, Dimensions
 
 P = ParamSpec("P")
@@ -167,6 +168,7 @@ class Observatory(Household):
         latency, time_to_first_token: seconds. cost_usd None: counted as unpriced. The same id counts once in this process.
         InvalidArgument names the field; nothing was written then. The current span carries the cost.
         """
+        span = self.tracing.current()
         recorded = self._calls.record(
             provider,
             model,
@@ -179,7 +181,8 @@ class Observatory(Household):
             time_to_first_token=time_to_first_token,
             id=id,
             dimensions=dimensions or {},
-            trace_id=self.tracing.trace_id,
+            trace_id=None if span is None else trace_id(span),
         )
-        self.tracing.spent(cost_usd or 0)
+        if span is not None and cost_usd is not None:
+            self.tracing.spent(span, cost_usd)
         return recorded

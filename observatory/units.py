@@ -87,6 +87,8 @@ def microseconds(value: object, what: str = "duration") -> int:
 
 def seconds(value: object, what: str = "duration") -> float:
     """Seconds of a duration, as asyncio has them."""
+    if type(value) is float and 0.0 <= value <= 1e9:
+        return value
     return microseconds(value, what) / 1e6
 
 

@@ -65,9 +65,14 @@ class _Call(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def check_texts(self) -> None:
         """InvalidArgument names the one that is not acceptable."""
-        for text in (self.provider, self.model, self.operation):
-            if type(text) is not str or not 0 < len(text) <= 256:
-                self._refuse_texts()
+        provider, model, operation = self.provider, self.model, self.operation
+        if not (
+            type(provider) is type(model) is type(operation) is str
+            and 0 < len(provider) <= 256
+            and 0 < len(model) <= 256
+            and 0 < len(operation) <= 256
+        ):
+            self._refuse_texts()
         if self.error is not None and not isinstance(self.error, str):
             raise InvalidArgument(
                 f"error must be a text, got {units.shown(self.error, 80)}", remedy="Write the error's code, or str(error)"
@@ -277,7 +282,7 @@ class Calls:
             trace_id,
         )
         call.check_texts()
-        about = bound.checked(dimensions) if dimensions else {}
+        about = bound.checked(dimensions) if dimensions else None
         claim = self._events.put(LLM_CALL, call, id=id, counted=True, about=about)
         if claim.new:
             known = {**bound.current(), **about} if about else bound.current()

@@ -1,5 +1,5 @@
 """Spans, and which of them are sent."""
 
-from .spans import Tracing, ids, sampled
+from .spans import Tracing, ids, sampled, trace_id
 
-__all__ = ["Tracing", "ids", "sampled"]
+__all__ = ["Tracing", "ids", "sampled", "trace_id"]

@@ -35,6 +35,14 @@ def sampled() -> tuple[str, str] | None:
     return f"{current.trace_id:032x}", f"{current.span_id:016x}"
 
 
+def trace_id(span: Span | None) -> str | None:
+    """Of a span; None where there is none."""
+    if span is None:
+        return None
+    about = span.get_span_context()
+    return f"{about.trace_id:032x}" if about.is_valid else None
+
+
 class Tracing:
     """Spans of one service. Uses the global tracer provider where the application has set one, else one of its own.
 
@@ -90,9 +98,15 @@ class Tracing:
                 found.update(dimensions.checked({name: value}))
         return dict(list(found.items())[: dimensions.MAX_DIMENSIONS])
 
-    def spent(self, cost_usd: Amount) -> None:
-        """The current span cost this much more."""
+    @staticmethod
+    def current() -> Span | None:
+        """The current span; None outside of one."""
         span = trace.get_current_span()
+        return None if span is trace.INVALID_SPAN else span
+
+    @staticmethod
+    def spent(span: Span, cost_usd: Amount) -> None:
+        """A span cost this much more."""
         if cost_usd and span.is_recording():
             before = (getattr(span, "attributes", None) or {}).get(COST, 0.0)
             span.set_attribute(COST, before + float(cost_usd))
@@ -100,8 +114,7 @@ class Tracing:
     @property
     def trace_id(self) -> str | None:
         """Of the current span; None outside of one."""
-        current = trace.get_current_span().get_span_context()
-        return f"{current.trace_id:032x}" if current.is_valid else None
+        return trace_id(self.current())
 
     @contextmanager
     def span(
