@@ -1,7 +1,10 @@
 """The short way of recording: what takes no lock loses nothing, and counts as the long way does."""
 
+import faulthandler
+import gc
 import math
 import os
+import signal
 import sys
 import threading
 from collections import Counter
@@ -271,3 +274,58 @@ def test_window_turns_on_the_short_way(monkeypatch: pytest.MonkeyPatch, way: str
     taken = recorder.windows(int(now[0] * 1e6))
     assert [group.additions for window in taken for group in window.groups] == [[("w|", 2)], [("w|", 20)], [("w|", 200)]]
     assert [window.at_us % 10_000_000 // 1_000_000 for window in taken] == [5, 5, 5]
+
+
+def test_a_finalizer_may_record_whenever_it_comes() -> None:
+    """The collector runs in the middle of anything, also of recording and of a flush; so does a signal handler."""
+    recorder = Recorder(max_series=100_000)
+    counter, gauge = handles.Counter(recorder, "test_freed_total"), handles.Gauge(recorder, "test_open")
+
+    class Connection:
+        def __init__(self) -> None:
+            gauge.add(1)
+            self.itself = self  # a cycle: freed by the collector
+
+        def __del__(self) -> None:
+            gauge.add(-1)
+            counter.add(1, by="collector")
+
+    def interrupt(number: int, frame: object) -> None:
+        recorder.add("test_signals_total", "counter", 1, {"number": str(number)})
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    threshold = gc.get_threshold()
+    gc.set_threshold(50)
+    made = 20_000
+    freed = 0
+    try:
+        with watchdog():
+            for number in range(made):
+                Connection()
+                recorder.add("test_made_total", "counter", 1, {"n": str(number % 5000), "z": "a", "b": "c"})
+                if number % 500 == 0:
+                    freed += _freed(recorder)
+            gc.collect()
+            freed += _freed(recorder)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        gc.set_threshold(*threshold)
+    assert freed == made
+    assert [value for metric, _, _, value in recorder.gauges() if metric == "test_open"] == [0.0]
+
+
+def _freed(recorder: Recorder) -> int:
+    freed = [group for group in recorder.freeze() if group.metric == "test_freed_total"]
+    return sum(number for group in freed for field, number in group.additions if field.startswith("w"))
+
+
+@contextmanager
+def watchdog() -> Iterator[None]:
+    """A deadlock is a failure of this test, not of the machine."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -1,8 +1,8 @@
 """Recording: sync, local, from any thread. Never blocks on Redis, never raises into the caller."""
 
 import math
-import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ... import names
@@ -26,6 +26,7 @@ from .tables import (
     counted,
     finite,
 )
+from .turn import Turn
 from .waiting import Group, Waiting, Window
 
 Labels = Mapping[str, str]
@@ -48,7 +49,7 @@ class Recorder:
 
     def __init__(self, max_series: int = 2000) -> None:
         self._max_series = max_series
-        self._lock = threading.Lock()
+        self._lock = Turn()
         self._tables: dict[str, Table] = {}
         self._counters: dict[str, dict[Spelled, CounterSeries]] = {}
         self._gauges: dict[str, dict[Spelled, GaugeSeries]] = {}
@@ -106,6 +107,9 @@ class Recorder:
 
         Returns its series, for whoever wants to keep it; None where every value has to come this way.
         """
+        if self._lock.is_mine:
+            self._lock.leave(partial(self.add, metric, kind, value, labels))
+            return None
         try:
             table = self._tables.get(metric)
             if table is None or table.definition.kind != kind:
@@ -126,6 +130,8 @@ class Recorder:
 
     def adjust(self, metric: str, by: float, labels: Labels | None = None) -> None:
         """Move a gauge by so much."""
+        if self._lock.is_mine:
+            return self._lock.leave(partial(self.adjust, metric, by, labels))
         try:
             table = self._table(metric, "gauge")
             if not math.isfinite(by):
@@ -143,11 +149,11 @@ class Recorder:
 
     def fold(self, found: Series) -> None:
         """Fold what is pending. Whoever finds the lock held leaves it to the next one: recording waits for nobody."""
-        if self._lock.acquire(blocking=False):
+        if self._lock.free():
             try:
                 found.fold()
             finally:
-                self._lock.release()
+                self._lock.__exit__(None, None, None)
 
     def describe(self, metric: str, definition: Definition) -> None:
         """Say what a metric is, before it is recorded. InvalidArgument when the name is not acceptable."""
@@ -233,7 +239,7 @@ class Recorder:
     def _close(self) -> None:
         """What was added since the last time, into the windows that wait; while holding the lock."""
         now = monotonic()
-        taken = ((table, table.take()) for table in self._tables.values())
+        taken = ((table, table.take()) for table in tuple(self._tables.values()))
         groups = [Group(table.name, table.definition, additions) for table, additions in taken if additions]
         over = now >= self.until
         stood = self._stood() if over else []
@@ -248,7 +254,7 @@ class Recorder:
 
     def _stood(self) -> list[Group]:
         """One sample of every gauge, at the end of a window."""
-        taken = ((table, table.sample()) for table in self._tables.values() if table.definition.kind == "gauge")
+        taken = ((table, table.sample()) for table in tuple(self._tables.values()) if table.definition.kind == "gauge")
         return [Group(table.name, table.definition, additions) for table, additions in taken if additions]
 
     def _wait(self, at: float, groups: list[Group]) -> None:
@@ -288,7 +294,7 @@ class Recorder:
 
         The series stay, empty: whoever has bound one goes on with it.
         """
-        self._lock = threading.Lock()
+        self._lock = Turn()
         for table in self._tables.values():
             for found in table.series.values():
                 found.clear()

@@ -215,7 +215,7 @@ class Table:
 
     def take(self) -> list[Pair]:
         """What was added since the last time."""
-        every = self.series.values()
+        every = tuple(self.series.values())
         for found in every:
             if found.pending:
                 found.fold()
