@@ -1,6 +1,7 @@
 """The rooms of one process: each made when first used, of the settings, and what opening and closing ask of them."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from .background import Job
@@ -144,14 +145,18 @@ class Household:
         return self.settings.instance or self._lifetime.identity
 
     async def _last_flush(self) -> None:
-        await self.rate_limiter.aclose()
-        await asyncio.gather(self.events.flush(), self.metrics.retire(), self._traces.exchange())
-        await self.otlp.aclose()
+        """One room that fails keeps no other from its last words; the first error is raised behind them all."""
+        failed = await _each(self.rate_limiter.aclose())
+        failed += await _each(self.events.flush(), self.metrics.retire(), self._traces.exchange())
+        failed += await _each(self.otlp.aclose())
+        if failed:
+            raise failed[0]
 
     async def _flush_regularly(self) -> None:
         if "logger" in self.__dict__ and (held := self.logger.pen.settle()):
             self.metrics.increment_counter(LINES_REPEATED, held)
-        await asyncio.gather(self.events.flush(), self.metrics.flush_regularly(), self._traces.exchange())
+        if failed := await _each(self.events.flush(), self.metrics.flush_regularly(), self._traces.exchange()):
+            raise failed[0]
 
     def _duties(self) -> tuple[Job, ...]:
         """A command is over too soon for them, and a worker has roles."""
@@ -167,3 +172,8 @@ class Household:
         for name in ("logger", "tracing"):
             if name in self.__dict__:
                 self.__dict__[name].forget(self.instance)
+
+
+async def _each(*work: Awaitable[object]) -> list[BaseException]:
+    """All of it, whatever becomes of the others; and what went wrong."""
+    return [done for done in await asyncio.gather(*work, return_exceptions=True) if isinstance(done, BaseException)]

@@ -125,6 +125,9 @@ class Keys:
     def open_windows(self, partition: int) -> Key:  # zset: "window:metric", by window
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:open")
 
+    def listed_windows(self, partition: int, metric: str) -> Key:  # zset: the metric's open windows, by themselves
+        return Key(f"{self._prefix}:metrics:{{t{partition}}}:listed:{metric}")
+
     def metric_blocks(self, partition: int, level: str, index: int, metric: str) -> Key:  # hash: index -> block of windows
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:{level}:{index}:{metric}")
 

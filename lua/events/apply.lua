@@ -14,7 +14,7 @@ KEYS
   names          hash    metric -> JSON of its definition
   sizes          hash    metric -> how many series it has
   open           zset    "window:metric" by window: those that no block holds yet
-  targets...     hash    per group two: a metric's lifetime totals, and one of its open windows (_add.lua)
+  targets...             per group three: a metric's lifetime totals, one of its open windows, the list of those (_add.lua)
 
 ARGV
   now_us         int us  the caller's clock; 0 = ask Redis

@@ -1,10 +1,12 @@
 -- How integers reach a metric: each to its lifetime totals, and to the open window in which it was recorded.
--- A group has two targets, totals and window, and in ARGV: metric, definition, window, how many pairs, pairs (field, integer).
--- A window is open until metrics/seal has made a block of it; `open` says which ones there are, and field "#" of a window how often it
--- was added to. A gauge has no totals; its pairs "v|series" are values, of which the lowest and the highest are kept.
+-- A group has three targets: totals, window, and the list of the metric's open windows; and in ARGV: metric, definition, window, how
+-- many pairs, pairs (field, integer). A window is open until metrics/seal has made a block of it; `open` says which ones there are, and
+-- field "#" of a window how often it was added to. A gauge has no totals; its pairs "v|series" are values, of which the lowest and the highest are kept.
 local WINDOW_US = 10000000
 local REACH_BACK, REACH_AHEAD = 8640, 6 -- windows: a day back, a minute ahead
 local KEEP_OPEN_MS = 604800000
+local MOST_METRICS = 10000 -- of a fleet, in one partition: their names and totals stay for ever
+local EXACT = 9007199254740992 -- 2^53: up to here a double holds every whole number
 local OVERFLOW = 'observatory_overflow="true"'
 local IDENTIFYING = {counter = {'w', 'n'}, histogram = {'s', 't', 'z', 'c'}}
 
@@ -47,21 +49,32 @@ local function widen(window_key, field, value)
   return true
 end
 
+-- What cannot be done (a key of another type, a right that is missing) must fail before anything is: a script is not rolled back.
+local function prove_additions(names, sizes, open)
+  redis.call('HLEN', names)
+  redis.call('HLEN', sizes)
+  redis.call('ZCARD', open)
+end
+
 -- Adds the groups whose targets begin at KEYS[target] and whose numbers begin at ARGV[at]. Returns how many additions the store
 -- refused, how many came too late (or too early) for their window, and by metric how many were folded into the overflow series.
 local function add_groups(target, at, names, sizes, open, now_us, max_series)
   local refused, misplaced, folded = 0, 0, {}
   local present = math.floor(now_us / WINDOW_US)
   while target < #KEYS do
-    local total, window_key = KEYS[target], KEYS[target + 1]
+    local total, window_key, listed = KEYS[target], KEYS[target + 1], KEYS[target + 2]
     local metric, definition, window, pairs_left = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-    target, at = target + 2, at + 4
+    target, at = target + 3, at + 4
     local kind = kind_of(definition)
     local of_one_kind = true
-    if redis.call('HSETNX', names, metric, definition) == 0 then
+    local known = redis.call('HGET', names, metric)
+    if known then
       -- The fields of two kinds in one hash would be neither's.
-      local known = kind_of(redis.call('HGET', names, metric))
-      of_one_kind = not known or known == kind
+      of_one_kind = (kind_of(known) or kind) == kind
+    elseif redis.call('HLEN', names) < MOST_METRICS then
+      redis.call('HSET', names, metric, definition)
+    else
+      of_one_kind = false
     end
     local in_reach = window > present - REACH_BACK and window <= present + REACH_AHEAD
     local verdicts, size, moved, last = {}, nil, 0, at + 2 * pairs_left - 1
@@ -82,7 +95,8 @@ local function add_groups(target, at, names, sizes, open, now_us, max_series)
       for i = at, last, 2 do
         local field, number = ARGV[i], ARGV[i + 1]
         local sum = add(total, field, number)
-        if sum == tonumber(number) then
+        local delta = tonumber(number)
+        if sum == delta and delta < EXACT then
           local part, text = string.match(field, '^(.-)|(.*)$')
           if verdicts[text] == nil then
             verdicts[text] = is_known(kind, total, field, text)
@@ -119,6 +133,8 @@ local function add_groups(target, at, names, sizes, open, now_us, max_series)
       redis.call('PEXPIRE', window_key, KEEP_OPEN_MS)
       redis.call('ZADD', open, window, string.format('%.0f:%s', window, metric))
       redis.call('PEXPIRE', open, KEEP_OPEN_MS)
+      redis.pcall('ZADD', listed, window, string.format('%.0f', window))
+      redis.pcall('PEXPIRE', listed, KEEP_OPEN_MS)
     end
   end
   return refused, misplaced, folded

@@ -14,7 +14,7 @@ KEYS
   open           zset    "window:metric" by window: those that no block holds yet
   gauge_writers  zset    writers that have gauges, by the moment they last wrote
   gauges         hash    this writer's gauges: metric + series -> value
-  targets...     hash    per group two: a metric's lifetime totals, and one of its open windows (_add.lua)
+  targets...             per group three: a metric's lifetime totals, one of its open windows, the list of those (_add.lua)
 
 ARGV
   now_us         int us  the caller's clock; 0 = ask Redis
@@ -22,7 +22,7 @@ ARGV
   batch          int     1, 2, 3 …
   max_series     int     series of one metric; what comes beyond shares one
   gauge_keep_ms  int ms  how long gauges outlive their writer
-  gauge_count    int     how many gauge pairs follow; -1 leaves the gauges as they are
+  gauge_count    int     how many gauge pairs follow, at most 1000; 0: they stand nowhere any more; -1 leaves them as they are
   deltas...      string  gauge pairs (field, value); then the groups (_add.lua)
 
 RETURNS {verdict, watermark, refused, misplaced, folded...}
@@ -64,17 +64,18 @@ if now_us == 0 then
   now_us = time[1] * 1000000 + time[2]
 end
 
-redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 604800000)
+prove_additions(names, sizes, open)
+redis.call('HLEN', gauges)
+redis.call('ZCARD', gauge_writers)
 redis.call('INCR', flushes)
+redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 604800000)
 
 local at = 7
 local gone_before = string.format('(%.0f', now_us - gauge_keep_ms * 1000)
 redis.call('ZREMRANGEBYSCORE', gauge_writers, '-inf', gone_before)
 if gauge_count > 0 then
-  for _ = 1, gauge_count do
-    redis.call('HSET', gauges, ARGV[at], ARGV[at + 1])
-    at = at + 2
-  end
+  redis.call('HSET', gauges, unpack(ARGV, at, at + 2 * gauge_count - 1))
+  at = at + 2 * gauge_count
   redis.call('PEXPIRE', gauges, gauge_keep_ms)
   redis.call('ZADD', gauge_writers, string.format('%.0f', now_us), writer)
   redis.call('PEXPIRE', gauge_writers, gauge_keep_ms)

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from observatory import Observatory, StoreUnavailable
+from observatory.errors import StoreError
 from observatory.features.metrics.recorder import Recorder
+from observatory.features.metrics.wire import MAX_FIELDS, Batch
+from observatory.store.outbox import Verdict
 from tests.conftest import Open
 from tests.proxy import proxy
 from tests.servers import Server
@@ -268,3 +271,64 @@ async def test_wide_batches_go_in_pieces(obs: Observatory) -> None:
     await obs.flush()
     for metric in ("test_a_total", "test_b_total", "test_c_total"):
         assert await total(obs, metric) == 3_400
+
+
+@pytest.mark.parametrize("spoilt", ["names", "sizes", "open", "flushes", "gauges"])
+async def test_batch_that_a_spoilt_key_stops_waits_for_its_repair(obs: Observatory, spoilt: str) -> None:
+    """A key of another type, which somebody else has put there: nothing of the batch is added, and nothing is lost."""
+    partition, keys = obs._lifetime.partition(), obs.store.keys
+    key = {
+        "names": keys.metric_names(partition),
+        "sizes": keys.metric_sizes(partition),
+        "open": keys.open_windows(partition),
+        "flushes": keys.metric_flushes(partition),
+        "gauges": keys.gauge_writers(partition),
+    }[spoilt]
+    await obs.metrics.flush()
+    await obs.store.command("DEL", key)
+    await (obs.store.command("SET", key, "x") if spoilt != "flushes" else obs.store.command("SADD", key, "x"))
+    obs.metrics.increment_counter(COUNTER, 7)
+    obs.metrics.set_gauge("test_depth", 5)
+    for _ in range(3):
+        with pytest.raises(StoreError):
+            await obs.metrics.flush()
+        assert not await obs.store.command("EXISTS", keys.metric_total(partition, COUNTER))
+    await obs.store.command("DEL", key)
+    await obs.metrics.flush()
+    assert await total(obs) == 7
+
+
+async def test_one_room_that_fails_keeps_no_other_from_its_last_words(opening: Open, server: Server, namespace: str) -> None:
+    """The stream of the events is spoilt; the metrics of a process that closes arrive all the same."""
+    eye, leaving = await opening(), Observatory("x", redis_url=server.url, namespace=namespace)
+    async with leaving:
+        await leaving.ready()
+        for number in range(3000):
+            leaving.metrics.increment_counter(COUNTER, 1, {"n": str(number % 1900)})
+        leaving.events.record({"type": "thing"})
+        stream = leaving.store.keys.stream(leaving._lifetime.partition())
+        await eye.store.command("SET", stream, "x", "EX", 60)
+    assert await total(eye) == 3000
+
+
+async def test_gauges_are_told_in_slices_and_when_they_change(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand of them: no script call has more than it may, and one that stands where it stood is not told again."""
+    sent: list[int] = []
+    send = obs.metrics._send
+
+    async def counting(writer: str, number: int, batch: Batch) -> Verdict:
+        sent.append(len(batch.gauges or ()))
+        assert sum(len(group.additions) for group in batch.groups) + sent[-1] <= MAX_FIELDS
+        return await send(writer, number, batch)
+
+    monkeypatch.setattr(obs.metrics._outbox, "_send", counting)
+    for gauge in range(5):
+        for number in range(2000):
+            obs.metrics.set_gauge(f"test_depth_{gauge}", number, {"n": str(number)})
+    await obs.metrics.flush_regularly()
+    assert sum(sent) == 10_000
+    sent.clear()
+    obs.metrics.set_gauge("test_depth_0", 5.0, {"n": "7"})
+    await obs.metrics.flush_regularly()
+    assert sum(sent) == 1
+    assert (await obs.metrics.query("test_depth_0", "sum")).value == sum(range(2000)) - 2

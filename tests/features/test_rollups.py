@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from observatory import InvalidArgument, Observatory
-from observatory.features.metrics import read, series
+from observatory.features.metrics import read, rollup, series
 from observatory.features.metrics.blocks import DAY, FINE, HOUR, MINUTE
 from observatory.features.metrics.waiting import Group
 from observatory.features.metrics.wire import Batch
@@ -403,3 +403,54 @@ async def test_gauges_recorded_have_a_history(opening: Open, monkeypatch: pytest
 
 def _window_now(obs: Observatory) -> int:
     return (obs.store.server_us() or 0) // WINDOW_US
+
+
+async def test_what_comes_when_the_minutes_have_gone_belongs_to_their_hour(
+    opening: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accepted within a day, and nobody there to roll up for hours: the hour that it joins keeps what it had."""
+    obs = await opening()
+    now = time.time_ns() // 1000 // WINDOW_US
+    window = now - 8600
+    told = Told(1)
+    await write(obs, told, [window] * 8)
+    for _ in range(3):
+        await obs.metrics.compact()
+    before = sum(told.counts.values())
+    await write(obs, told, [window] * 8)
+    total = sum(told.counts.values())
+    assert total > before > 0
+    real = obs.store.server_us
+    monkeypatch.setattr(obs.store, "server_us", lambda: (real() or 0) + 3 * HOUR.window_us)
+    hour = window * WINDOW_US // MINUTE.hash_us
+    for partition in range(obs.store.keys.partitions):
+        for metric in KINDS:
+            # What the server would have done by then.
+            await obs.store.command("DEL", obs.store.keys.metric_blocks(partition, MINUTE.name, hour, metric))
+    for _ in range(3):
+        assert (await obs.metrics.query(COUNTER, since="50h")).value == total
+        assert (await obs.metrics.query(COUNTER, since="50h", step=86400)).series[0].points[-1].value <= total
+        await obs.metrics.compact()
+    waits = await obs.metrics.query(SECONDS, "count", since="50h")
+    assert waits.value == sum(map(len, told.waits.values()))
+
+
+async def test_what_cannot_be_sealed_hides_nothing_behind_it(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of windows at the head whose blocks somebody has spoilt, members that are none, a level of a later release."""
+    monkeypatch.setattr(rollup, "LOOKED_AT", 20)
+    store, keys, partition = obs.store, obs.store.keys, obs._lifetime.partition()
+    now = time.time_ns() // 1000 // WINDOW_US
+    spoilt = "test_spoilt_total"
+    for hour in {window * WINDOW_US // MINUTE.hash_us for window in range(now - 700, now)}:
+        await store.command("SET", keys.metric_blocks(partition, MINUTE.name, hour, spoilt), "x", "EX", 60)
+    for ago in range(600, 300, -6):
+        for metric, window in ((spoilt, now - ago), (COUNTER, now - ago + 100)):
+            obs.metrics._outbox.put(Batch(window * WINDOW_US, (Group(metric, KINDS[COUNTER], [("w|", 1)]),), None))
+    await obs.metrics._outbox.deliver()
+    await store.command("ZADD", keys.open_windows(partition), 0, "nonsense", 0, b"\xff\xfe", 1, "7:")
+    await store.command("ZADD", keys.due(partition), 0, "1y:5:x", 0, "nonsense", 0, b"1h:\xff:x")
+    await obs.metrics.compact()
+    members = await store.command("ZRANGE", keys.open_windows(partition), 0, -1)
+    assert not [member for member in members if member.endswith(COUNTER.encode())]
+    assert (await obs.metrics.query(COUNTER, since="2h")).value == 50
+    await store.command("DEL", keys.open_windows(partition), keys.due(partition))

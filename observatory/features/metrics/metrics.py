@@ -22,10 +22,10 @@ from .handles import Counter, Gauge, Histogram
 from .openmetrics import Form
 from .query import Result
 from .recorder import Recorder
-from .wire import GAUGE_KEEP_MS, Batch, pieces, window_of
+from .wire import GAUGE_KEEP_MS, MAX_FIELDS, Batch, pieces, window_of
 
-IDLE_FLUSH_US = 10_000_000
-"""Gauges are renewed this often even when nothing else happens."""
+RENEW_GAUGES_US = 10_000_000
+"""Gauges are renewed this often even when they stand where they stood."""
 
 
 @lua("metrics/flush")
@@ -81,7 +81,8 @@ class Metrics:
         self._export = Export(store, self._recorder, self._exemplars.fleet)
         self._lost_reported = 0
         self._complained: set[str] = set()
-        self._frozen_at = 0
+        self._gauges_told: dict[str, float] = {}
+        self._gauges_renewed_at = 0
         self._commit: asyncio.Future[None] | None = None
         self._next_commit: asyncio.Future[None] | None = None
 
@@ -158,17 +159,19 @@ class Metrics:
         now_us = self._store().server_us()
         if now_us is None:
             return
-        gauges = self._recorder.gauges()
         windows = self._recorder.windows(now_us)
         self._export.took(windows)
-        taken = [(window_of(at_us), piece) for at_us, groups in windows for piece in pieces(groups)]
-        if not taken and (not gauges or (not final and now_us - self._frozen_at < IDLE_FLUSH_US)):
-            return
-        self._frozen_at = now_us
-        for window_us, piece in taken[:-1]:
-            self._outbox.put(Batch(window_us, piece, None))
-        window_us, piece = taken[-1] if taken else (window_of(now_us), ())
-        self._outbox.put(Batch(window_us, piece, tuple((f"{metric}|{text}", value) for metric, _, text, value in gauges)))
+        for at_us, groups in windows:
+            for piece in pieces(groups):
+                self._outbox.put(Batch(window_of(at_us), piece, None))
+        stands = {f"{metric}|{text}": value for metric, _, text, value in self._recorder.gauges()}
+        told = self._gauges_told
+        if final or now_us - self._gauges_renewed_at >= RENEW_GAUGES_US:
+            told, self._gauges_renewed_at = {}, now_us
+        changed = [pair for pair in stands.items() if told.get(pair[0]) != pair[1]]
+        self._gauges_told = stands
+        for begins in range(0, len(changed), MAX_FIELDS):
+            self._outbox.put(Batch(window_of(now_us), (), tuple(changed[begins : begins + MAX_FIELDS])))
 
     async def _send(self, writer: str, number: int, batch: Batch) -> Verdict:
         store = self._store()
@@ -221,6 +224,7 @@ class Metrics:
         self._recorder.forget()
         self._export.forget()
         self._exemplars.forget()
+        self._gauges_told = {}
         self._outbox.reset()
         self._commit = self._next_commit = None
 

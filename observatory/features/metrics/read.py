@@ -154,9 +154,8 @@ async def found(store: Store, metric: str, kind: Kind, span: Span) -> list[Found
 
 async def _opened(store: Store, partition: int, metric: str, first: int, last: int) -> list[Raw]:
     """The open windows of a metric from the first to before the last, as they stand."""
-    members = await store.bulk().command("ZRANGEBYSCORE", store.keys.open_windows(partition), first, f"({last}")
-    named = (member.decode().partition(":") for member in members)
-    numbers = [int(number) for number, _, name in named if name == metric]
+    listed = store.keys.listed_windows(partition, metric)
+    numbers = [int(number) for number in await store.bulk().command("ZRANGEBYSCORE", listed, first, f"({last}")]
     return await asyncio.gather(*(raw_window(store, partition, number, metric) for number in numbers))
 
 

@@ -11,19 +11,21 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
-from ...errors import StoreError, StoreMisconfigured, StoreUnavailable
+from ...errors import StoreMisconfigured, StoreUnavailable
 from ...keys import Key
 from ...logs import INTERNAL
 from ...names import Definition, Kind
 from ...store.script import lua
 from ...store.store import Bulk, Store
 from . import blocks, read
-from .blocks import DAY, FINE, FINE_PER_MINUTE, HOUR, LEVELS, MINUTE, Level
+from .blocks import DAY, FINE, FINE_PER_MINUTE, HOUR, MINUTE, Level
 
 SETTLE_US: Final = 60_000_000
 """How long after its end a window is left open, for batches that are still on their way."""
 UNROLLED_US: Final = 7 * DAY.window_us
 """How long minutes wait for somebody to make an hour of them."""
+GOING_US: Final = 1_800_000_000
+"""How long before the end of its minutes an hour takes no more of them."""
 LOOKED_AT: Final = 500
 """Open windows looked at in one go."""
 AT_ONCE: Final = 3000
@@ -38,6 +40,7 @@ def _seal(
     store: Bulk,
     *,
     open: Key,  # noqa: A002 (the script's word)
+    listed: Key,
     due: Key,
     rolled: Key,
     fine: Key,
@@ -89,9 +92,12 @@ class Member(NamedTuple):
         return f"{self.level.name}:{self.number}:{self.metric}"
 
     @classmethod
-    def of(cls, text: str) -> "Member":
-        name, number, metric = text.split(":", 2)
-        return cls(next(level for level in LEVELS if level.name == name), int(number), metric)
+    def of(cls, text: str) -> "Member | None":
+        """None: not one of ours; a later release may know more of them."""
+        name, _, rest = text.partition(":")
+        number, _, metric = rest.partition(":")
+        level = next((level for level in (HOUR, DAY) if level.name == name), None)
+        return cls(level, int(number), metric) if level is not None and number.isdecimal() and metric else None
 
 
 def _until_ms(level: Level, start_us: int, keep_us: int | None = None) -> int:
@@ -150,18 +156,25 @@ class _Partition:
         self._known = known
 
     async def compact(self) -> int:
-        made = 0
-        while True:
-            ready = await self._ready()
-            done = sum([await self._made(self._minute(*which, windows)) for which, windows in ready.items()])
-            made += done
-            # What somebody else has changed meanwhile is looked at the next time.
-            if not done or sum(map(len, ready.values())) < LOOKED_AT:
-                break
+        made = await self._sealed()
         for level in (HOUR, DAY):
             for member in await self._due(level):
                 made += await self._made(self._larger(member))
         return made
+
+    async def _sealed(self) -> int:
+        """Blocks of every minute that is over."""
+        made = passed_over = 0
+        while True:
+            looked_at, ready = await self._ready(passed_over)
+            for (metric, minute), windows in ready.items():
+                done = await self._made(self._minute(metric, minute, windows))
+                made += done
+                looked_at -= len(windows) if done else 0
+            # What cannot be sealed, or was somebody else's, must not hide what lies behind it.
+            passed_over += looked_at
+            if sum(map(len, ready.values())) + looked_at < LOOKED_AT:
+                return made
 
     async def _made(self, block: Awaitable[int]) -> int:
         """One that cannot be made, since somebody else has spoilt a key, must not keep the others from it."""
@@ -169,25 +182,26 @@ class _Partition:
             return await block
         except (StoreUnavailable, StoreMisconfigured):
             raise
-        except StoreError as error:
-            INTERNAL.error("metrics: a block is passed over: %s", error)
+        except Exception as error:
+            INTERNAL.error("metrics: a block is passed over: %s: %s", type(error).__name__, error)
             return 0
 
     def _now_us(self) -> int:
         return self._store.server_us() or 0
 
-    async def _ready(self) -> dict[tuple[str, int], list[int]]:
-        """Open windows of minutes that are over, by metric and minute."""
+    async def _ready(self, offset: int) -> tuple[int, dict[tuple[str, int], list[int]]]:
+        """Open windows of minutes that are over, by metric and minute; and how many were looked at."""
         now_us = self._now_us() - SETTLE_US
         before = now_us // MINUTE.window_us * FINE_PER_MINUTE
         members = await self._store.bulk().command(
-            *("ZRANGEBYSCORE", self._store.keys.open_windows(self._partition), "-inf", f"({before}", "LIMIT", 0, LOOKED_AT)
+            *("ZRANGEBYSCORE", self._store.keys.open_windows(self._partition), "-inf", f"({before}", "LIMIT", offset, LOOKED_AT)
         )
         ready: dict[tuple[str, int], list[int]] = {}
         for member in members:
-            window, _, metric = member.decode().partition(":")
-            ready.setdefault((metric, int(window) // FINE_PER_MINUTE), []).append(int(window))
-        return ready
+            window, _, metric = member.decode(errors="replace").partition(":")
+            if window.isdecimal() and metric:
+                ready.setdefault((metric, int(window) // FINE_PER_MINUTE), []).append(int(window))
+        return len(members), ready
 
     async def _minute(self, metric: str, minute: int, windows: list[int]) -> int:
         """Blocks of a minute, with what came late; 0 when somebody was faster."""
@@ -195,51 +209,57 @@ class _Partition:
         kind = self._known.get(metric, Definition("counter")).kind
         start_us = minute * MINUTE.window_us
         hour, day = start_us // HOUR.window_us, start_us // DAY.window_us
-        fine_key = keys.metric_blocks(partition, FINE.name, start_us // FINE.hash_us, metric)
-        minute_key = keys.metric_blocks(partition, MINUTE.name, start_us // MINUTE.hash_us, metric)
+        due_hour, due_day = str(Member(HOUR, hour, metric)), str(Member(DAY, day, metric))
         expected = await read.token(store, partition, metric)
-        fine_block, minute_block, *found = await asyncio.gather(
+        level, index, keep_us = MINUTE, minute, UNROLLED_US
+        if self._now_us() > (hour + 1) * HOUR.window_us + MINUTE.keep_us - GOING_US and await self._is_rolled(due_hour):
+            # Its minutes are gone, or will be in a moment: what comes now belongs to the hour itself.
+            level, index, keep_us, due_hour = HOUR, hour, HOUR.keep_us, due_day
+        fine_key = keys.metric_blocks(partition, FINE.name, start_us // FINE.hash_us, metric)
+        whole_key = keys.metric_blocks(partition, level.name, start_us // level.hash_us, metric)
+        fine_block, whole_block, *found = await asyncio.gather(
             store.bulk().command("HGET", fine_key, minute),
-            store.bulk().command("HGET", minute_key, minute),
+            store.bulk().command("HGET", whole_key, index),
             *(read.raw_window(store, partition, window, metric) for window in windows),
         )
         too_old = self._now_us() - start_us > FINE.keep_us
-        fine_made, minute_made = await _computed(
-            sum(len(one.fields) for one in found), _with_windows, fine_block, minute_block, found, kind, not too_old
+        fine_made, whole_made = await _computed(
+            sum(len(one.fields) for one in found), _with_windows, fine_block, whole_block, found, kind, not too_old
         )
         (done,) = await _seal(
             store.bulk(),
             open=keys.open_windows(partition),
+            listed=keys.listed_windows(partition, metric),
             due=keys.due(partition),
             rolled=keys.rolled(partition),
             fine=fine_key,
-            minutes=minute_key,
+            minutes=whole_key,
             windows=[keys.metric_window(partition, window, metric) for window in windows],
             metric=metric,
             expected=expected,
             token=_token(),
-            minute=minute,
+            minute=index,
             fine_block=fine_made,
-            minute_block=minute_made,
+            minute_block=whole_made,
             fine_until_ms=_until_ms(FINE, start_us),
-            keep_until_ms=_until_ms(MINUTE, start_us, UNROLLED_US),
-            due_hour=str(Member(HOUR, hour, metric)),
-            due_day=str(Member(DAY, day, metric)),
-            hour_ends_us=(hour + 1) * HOUR.window_us,
+            keep_until_ms=_until_ms(level, start_us, keep_us),
+            due_hour=due_hour,
+            due_day=due_day,
+            hour_ends_us=((hour + 1) * HOUR.window_us) if level is MINUTE else (day + 1) * DAY.window_us,
             day_ends_us=(day + 1) * DAY.window_us,
             read=[item for one in found for item in (f"{one.window}:{metric}", one.times)],
         )
         return done
 
+    async def _is_rolled(self, due_hour: str) -> bool:
+        """Whether an hour holds all of its minutes."""
+        return await self._store.bulk().command("ZSCORE", self._store.keys.due(self._partition), due_hour) is None
+
     async def _due(self, level: Level) -> list[Member]:
         """Hours or days that are over, and whose parts are whole."""
         now_us = self._now_us() - 2 * SETTLE_US
-        members = [
-            Member.of(member.decode())
-            for member in await self._store.bulk().command(
-                "ZRANGEBYSCORE", self._store.keys.due(self._partition), "-inf", now_us
-            )
-        ]
+        due = await self._store.bulk().command("ZRANGEBYSCORE", self._store.keys.due(self._partition), "-inf", now_us)
+        members = [member for text in due if (member := Member.of(text.decode(errors="replace"))) is not None]
         hours = {(member.metric, member.number // 24) for member in members if member.level is HOUR}
         of_level = [member for member in members if member.level is level]
         return [member for member in of_level if level is HOUR or (member.metric, member.number) not in hours]

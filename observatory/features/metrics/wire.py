@@ -32,11 +32,12 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 def targets(keys: Keys, partition: int, groups: Iterable[tuple[int, Group]]) -> list[Key]:
-    """The two hashes of every group: lifetime totals, and the window."""
+    """The three keys of every group: lifetime totals, the window, and the list of the metric's open windows."""
     found: list[Key] = []
     for window_us, group in groups:
         found.append(keys.metric_total(partition, group.metric))
         found.append(keys.metric_window(partition, window_us // WINDOW_US, group.metric))
+        found.append(keys.listed_windows(partition, group.metric))
     return found
 
 
