@@ -33,7 +33,7 @@ def _release(store: Store, *, lease: Key, owner: str) -> Awaitable[list[int]]: .
 
 
 class Leases:
-    """What one owner holds."""
+    """What one owner holds. Of every name ever used the last fence is kept for ever: names are not made up at run time."""
 
     def __init__(self, store: Callable[[], Store], owner: Callable[[], str]) -> None:
         self._store = store
