@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 import tracemalloc
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from statistics import median
@@ -235,6 +234,8 @@ async def _query(server: Server, plan: Plan) -> list[str]:
                         obs.metrics.increment_counter("bench_total", 3, each)
 
                 until_us = await _past(obs, windows, record)
+                while await obs.metrics.compact():
+                    pass
                 since, until = moment(until_us - windows * _WINDOW_US), moment(until_us)
                 asked: dict[str, Any] = {"by": "user", "since": since, "until": until, "step": 60}
                 answer = await obs.metrics.query("bench_total", "total", **asked)
@@ -253,8 +254,9 @@ async def _query(server: Server, plan: Plan) -> list[str]:
 
 
 async def _bytes(server: Server, plan: Plan) -> list[str]:
-    lines = ["| kind | keys | for | bytes per series and key |", "|---|---|---|---:|"]
+    lines = ["| kind | resolution | keys | windows | bytes per series and window |", "|---|---|---:|---:|---:|"]
     labels = [{"model": "gpt-4o", "user": f"u{number}"} for number in range(100)]
+    windows = 60 if plan.quick else 900
     for kind in ("counters", "histograms"):
         server.empty()
         async with _wide(server.tcp_url) as obs:
@@ -267,15 +269,36 @@ async def _bytes(server: Server, plan: Plan) -> list[str]:
                         for _ in range(10):
                             obs.metrics.record_histogram("bench_seconds", random.lognormvariate(-0.5, 1.0), each)
 
-            await _past(obs, 12, record)
-            found: Counter[str] = Counter()
-            keys: Counter[str] = Counter()
-            for key in server.admin.scan_iter(match="*:metrics:*bench_*", count=1000):
-                what = key.decode().split("}:", 1)[1].split(":")[0]
-                found[what] += server.admin.memory_usage(key, samples=0)
-                keys[what] += 1
-        lines += [f"| {kind} | {keys[what]} | {what} | {found[what] / keys[what] / 100:,.0f} |" for what in sorted(found)]
+            await _past(obs, windows, record)
+            found = _measured(server, ("window",))
+            while await obs.metrics.compact():
+                pass
+            found |= _measured(server, ("10s", "1m", "1h", "total"))
+        for what, (size, keys, held) in found.items():
+            lines.append(f"| {kind} | {_RESOLUTIONS[what]} | {keys} | {held} | {size / max(held, 1) / 100:,.0f} |")
     return lines
+
+
+_RESOLUTIONS = {
+    "window": "10 s, open (for two minutes)",
+    "10s": "10 s",
+    "1m": "1 min",
+    "1h": "1 h",
+    "total": "lifetime",
+}
+
+
+def _measured(server: Server, kinds: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Bytes, keys and windows of each kind of key."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for key in server.admin.scan_iter(match="*:metrics:*bench_*", count=1000):
+        what = key.decode().split("}:", 1)[1].split(":")[0]
+        if what in kinds:
+            size, keys, held = found.get(what, (0, 0, 0))
+            # A block of the finest holds the six of a minute.
+            here = server.admin.hlen(key) * (6 if what == "10s" else 1) if what in ("10s", "1m", "1h") else 1
+            found[what] = (size + server.admin.memory_usage(key, samples=0), keys + 1, held + here)
+    return {what: found[what] for what in kinds if what in found}
 
 
 async def _writers(server: Server, plan: Plan) -> list[str]:
@@ -325,7 +348,11 @@ server's own (`INFO commandstats`, `evalsha`), the longest call its slow log's. 
         Study(
             "Query: an hour of 100 series in steps of 60 s", "`obs.metrics.query(..., by=..., step=60)`, one at a time.", _query
         ),
-        Study("Memory", "`MEMORY USAGE` of the keys of one metric with 100 series, by what the keys are.", _bytes),
+        Study(
+            "Memory",
+            "`MEMORY USAGE` of the keys of one metric with 100 series, two and a half hours of them, rolled up.",
+            _bytes,
+        ),
         Study(
             "Writers",
             "Processes that change and flush 1,000 counters as fast as they can, on one server and the same cores.",

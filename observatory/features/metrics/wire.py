@@ -10,7 +10,7 @@ from ...units import NANO
 from .waiting import Group
 
 GAUGE_KEEP_MS = 30_000
-MAX_FIELDS = 500
+MAX_FIELDS = 400
 """Additions per script call, so that no flush holds the server for long."""
 
 
