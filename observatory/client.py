@@ -15,6 +15,7 @@ from .features.cache import Cache
 from .features.presence import Member, Presence
 from .household import Household
 from .llm import Usage
+from .names import INSTANCES
 from .settings import Settings
 from .store.check import Health
 from .store.store import Store
@@ -58,6 +59,7 @@ class Observatory(Household):
         if self._fixed is None:
             self.settings = self._load()
         self.rate_limiter.use(self.settings.limits)
+        self.metrics.set_gauge(INSTANCES, 1.0, {"role": self._role})
         return self.settings
 
     async def aclose(self) -> None:

@@ -41,6 +41,9 @@ SERIES_FOLDED: Final = "observatory_series_folded_total"
 VALUES_REFUSED: Final = "observatory_values_refused_total"
 RESERVATIONS_REAPED: Final = "observatory_reservations_reaped_total"
 LIMIT_ALERTS: Final = "observatory_limit_alerts_total"
+LIMIT_UTILIZATION: Final = "observatory_limit_utilization_ratio"
+WAIT_SECONDS: Final = "observatory_wait_seconds"
+INSTANCES: Final = "observatory_instances"
 LIMIT_CONFLICTS: Final = "observatory_limit_conflicts_total"
 BATCHES_LOST: Final = "observatory_batches_lost_total"
 ADDITIONS_REFUSED: Final = "observatory_additions_refused_total"
@@ -77,6 +80,9 @@ OURS: Final[dict[str, Definition]] = {
     VALUES_REFUSED: Definition("counter", "", "Recordings refused because their value was not acceptable, by metric"),
     RESERVATIONS_REAPED: Definition("counter", "", "Reservations settled after they had run out"),
     LIMIT_ALERTS: Definition("counter", "", "Limits of which a fraction was used, by limit and fraction"),
+    LIMIT_UTILIZATION: Definition("gauge", "1", "The most used of a limit that this process saw in 10 s: ask for max"),
+    WAIT_SECONDS: Definition("histogram", "s", "Time stood in line, by limit and outcome"),
+    INSTANCES: Definition("gauge", "{instance}", "Open processes, by role"),
     LIMIT_CONFLICTS: Definition("counter", "", "Names that mean two limits in one fleet, by limit"),
     BATCHES_LOST: Definition("counter", "", "Batches that could not be delivered, by feature"),
     ADDITIONS_REFUSED: Definition("counter", "", "Additions that the store refused: overflow, a foreign key, another kind"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from observatory.cli import table
+from observatory.names import OURS
 from tests.servers import ROOT, Server, environment
 
 README = (ROOT / "README.md").read_text()
@@ -106,3 +107,10 @@ def test_nothing_tells_of_a_machine() -> None:
             assert not [place for place in here if place in text], name
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), line
+
+
+def test_every_metric_of_ours_is_described() -> None:
+    """docs/metrics.md has a row for each, as names.py has it."""
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    for name, said in OURS.items():
+        assert f"| `{name}` | {said.kind} | {said.unit} | {said.description} |" in text, name

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from ...errors import ReservationLost, StoreUnavailable
-from ...names import Metric
+from ...names import WAIT_SECONDS, Metric
 from ...notes import note
 from ...types import Clock
 from . import wanted as wants
@@ -108,6 +108,12 @@ class Judge:
             if not part.allowed or part.shadow:
                 shadow = "true" if part.shadow else "false"
                 self._metrics.increment_counter(Metric.RATE_LIMIT_REJECTIONS, 1, {"limit": part.limit, "shadow": shadow})
+
+    def waited(self, limit: str, seconds: float, *, admitted: bool) -> None:
+        """Somebody has stood in line."""
+        self._metrics.record_histogram(
+            WAIT_SECONDS, seconds, {"limit": limit, "outcome": "admitted" if admitted else "gave_up"}
+        )
 
     async def hold(self, wanted: list[Wanted], name: str, lease: float) -> tuple[Decision, Answer | None]:
         """Hold all or nothing. Redis away: by policy, in this process alone (no answer then)."""

@@ -9,7 +9,7 @@ import msgspec
 
 from ...errors import ObservatoryError
 from ...logs import INTERNAL
-from ...names import LIMIT_ALERTS, LIMIT_CONFLICTS
+from ...names import LIMIT_ALERTS, LIMIT_CONFLICTS, LIMIT_UTILIZATION
 from ...store.store import Store
 from .decision import Decision
 from .limit import Policy
@@ -19,12 +19,15 @@ from .wanted import Wanted
 _REMEMBERED = 10_000
 _SHAPE_MS = 3_600_000
 _TOLD_MS = 86_400_000
+_USED_US = 10_000_000
 
 
 class Recording(Protocol):
     """What the limiter needs of the metrics."""
 
     def increment_counter(self, metric: str, value: int = 1, labels: Mapping[str, str] | None = None) -> None: ...
+    def record_histogram(self, metric: str, value: float, labels: Mapping[str, str] | None = None) -> None: ...
+    def set_gauge(self, metric: str, value: float, labels: Mapping[str, str] | None = None) -> None: ...
 
 
 class Notices:
@@ -36,6 +39,8 @@ class Notices:
         self._told: set[tuple[str, str, float, int]] = set()
         self._compared: dict[str, Shape] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._used: dict[str, tuple[float, int]] = {}
+        """The most used of each limit lately, and since when that is what is told."""
 
     def look(self, one: Wanted, decision: Decision, now_us: int) -> None:
         """After an answer of the store: is there something to tell?"""
@@ -45,8 +50,14 @@ class Notices:
                 self._compared.clear()
             self._compared[policy.limit.name] = policy.shape
             self._start(self._compare(policy))
-        if policy.limit.alert_at and decision.capacity:
-            used = 1 - float(decision.remaining) / float(decision.capacity)
+        if not decision.capacity:
+            return
+        used = 1 - float(decision.remaining) / float(decision.capacity)
+        most, since_us = self._used.get(policy.limit.name, (-1.0, 0))
+        if used > most or now_us - since_us > _USED_US:
+            self._used[policy.limit.name] = (used, now_us)
+            self._metrics.set_gauge(LIMIT_UTILIZATION, used, {"limit": policy.limit.name})
+        if policy.limit.alert_at:
             window = one.shape.window_of(now_us)
             for fraction in policy.limit.alert_at:
                 told = (policy.limit.name, one.identity, fraction, window)

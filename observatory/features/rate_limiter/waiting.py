@@ -38,7 +38,25 @@ class Waiting:
         hold: tuple[str, float] | None = None,
     ) -> tuple[Decision, Answer | None]:
         """Stand in the line of the limit that binds, until all fit. hold: the id and lease of what is to be held."""
-        loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        began = asyncio.get_running_loop().time()
+        admitted = False
+        try:
+            answered = await self._stand(wanted, refused, patience, limit, hold, began)
+            admitted = True
+        finally:
+            self._judge.waited(refused.limit, asyncio.get_running_loop().time() - began, admitted=admitted)
+        return answered
+
+    async def _stand(
+        self,
+        wanted: list[Wanted],
+        refused: Decision,
+        patience: float | None,
+        limit: LimitRef,
+        hold: tuple[str, float] | None,
+        began: float,
+    ) -> tuple[Decision, Answer | None]:
+        loop = asyncio.get_running_loop()
         place: Any = "back"
         while True:
             waited = loop.time() - began

@@ -328,3 +328,22 @@ def test_id_that_stands_in_line_twice_is_held_once(scripts: Scripts) -> None:
         assert scripts.advance(START_US, limit, key, owner)[4][0] == b"job"
     _, (part,) = scripts.decide(START_US, "look", [(limit, key, 0)])
     assert part.debt == 1
+
+
+async def test_what_waiting_costs_is_told(opening: Open) -> None:
+    """How long, by limit and outcome; how full the limit was; and who is here."""
+    obs = await opening()
+    limit = Limit("narrow", 10, per=1, burst=1)
+    assert await obs.rate_limiter.check(limit, "ann")
+    assert (await obs.rate_limiter.acquire(limit, "ann", timeout=5)).waited > 0
+    with pytest.raises(RateLimitExceeded):
+        await obs.rate_limiter.acquire(limit, "ann", 1, timeout=0.001)
+    await obs.flush()
+    waits = await obs.metrics.query("observatory_wait_seconds", "count", by="outcome", where={"limit": "narrow"})
+    assert {one.labels["outcome"]: one.value for one in waits.series} == {"admitted": 1, "gave_up": 1}
+    longest = (await obs.metrics.query("observatory_wait_seconds", "p100", where={"outcome": "admitted"})).value
+    assert longest is not None
+    assert 0.05 < longest < 5
+    used = await obs.metrics.query("observatory_limit_utilization_ratio", "max", where={"limit": "narrow"})
+    assert used.value == 1.0
+    assert (await obs.metrics.query("observatory_instances", by="role")).series[0].labels == {"role": "client"}
