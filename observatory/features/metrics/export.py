@@ -59,7 +59,8 @@ class Export:
         ]
         for metric in sorted(gauges):
             sums = {text: sum(values) for text, values in gauges[metric].items()}
-            families.append(Family(metric, OURS.get(metric, Definition("gauge")), {}, sums))
+            said = known.get(metric) or OURS.get(metric)
+            families.append(Family(metric, said if said and said.kind == "gauge" else Definition("gauge"), {}, sums))
         return families
 
     async def look(self) -> None:

@@ -22,10 +22,10 @@ from .handles import Counter, Gauge, Histogram
 from .openmetrics import Form
 from .query import Result
 from .recorder import Recorder
-from .wire import GAUGE_KEEP_MS, Batch, pieces, window_of
+from .wire import Batch, descriptions, gauge_keep_ms, pieces, window_of
 
-IDLE_FLUSH_US = 10_000_000
-"""Gauges are renewed this often even when nothing else happens."""
+IDLE_FLUSH_US = 3_000_000
+"""Gauges are renewed this often even when nothing else happens: those of a killed process do not stand for long."""
 
 
 @lua("metrics/flush")
@@ -68,7 +68,9 @@ class Metrics:
     record_histogram: "_Measures"
     set_gauge: "_Measures"
 
-    def __init__(self, store: Callable[[], Store], *, max_series: int, partition: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Callable[[], Store], *, max_series: int, flush_every: float, partition: Callable[[], int]
+    ) -> None:
         self._store = store
         self._partition = partition
         self._recorder = recorder = Recorder(max_series)
@@ -76,6 +78,8 @@ class Metrics:
         self.increment_counter = recorder.increment_counter
         self.record_histogram, self.set_gauge = recorder.record_histogram, recorder.set_gauge
         self._max_series = max_series
+        self._gauge_keep_ms = gauge_keep_ms(flush_every)
+        self._described: set[str] = set()
         self._outbox: Outbox[Batch] = Outbox(self._send)
         self._exemplars = Exemplars(store, partition)
         self._export = Export(store, self._recorder, self._exemplars.fleet)
@@ -162,6 +166,10 @@ class Metrics:
         windows = self._recorder.windows(now_us)
         self._export.took(windows)
         taken = [(window_of(at_us), piece) for at_us, groups in windows for piece in pieces(groups)]
+        # What a gauge is goes before its first value; its history would say so ten seconds later.
+        new = {metric: definition for metric, definition, _, _ in gauges if metric not in self._described}
+        self._described.update(new)
+        taken = [*((window_of(now_us), piece) for piece in descriptions(new)), *taken]
         if not taken and (not gauges or (not final and now_us - self._frozen_at < IDLE_FLUSH_US)):
             return
         self._frozen_at = now_us
@@ -187,7 +195,7 @@ class Metrics:
             writer=writer,
             batch=number,
             max_series=self._max_series,
-            gauge_keep_ms=GAUGE_KEEP_MS,
+            gauge_keep_ms=self._gauge_keep_ms,
             gauge_count=-1 if batch.gauges is None else len(batch.gauges),
             deltas=batch.deltas(),
         )
@@ -222,6 +230,7 @@ class Metrics:
         self._export.forget()
         self._exemplars.forget()
         self._outbox.reset()
+        self._described.clear()
         self._commit = self._next_commit = None
 
     # asking

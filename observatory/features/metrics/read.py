@@ -17,6 +17,7 @@ from .span import Piece, Span
 
 T = TypeVar("T")
 
+_GAUGE = Definition("gauge")
 PAGE = 1000
 """Fields of a hash asked for at once, so that no reader holds the server for long."""
 
@@ -68,7 +69,10 @@ async def definitions(store: Store) -> dict[str, Definition]:
         for name, said in fields or ():
             try:
                 metric = metric_name(name.decode())
-                found[metric] = OURS.get(metric) or msgspec.json.decode(said, type=Definition)
+                definition = OURS.get(metric) or msgspec.json.decode(said, type=Definition)
+                # Of two kinds in two partitions a gauge must not hide what was counted.
+                if found.get(metric, _GAUGE).kind == "gauge":
+                    found[metric] = definition
             except (msgspec.MsgspecError, ValueError):
                 # One metric that somebody else has spoilt must not hide all the others.
                 spoilt.tell(f"the name {name!r:.150} of a metric, or what is said of it")
@@ -78,7 +82,7 @@ async def definitions(store: Store) -> dict[str, Definition]:
 async def known(store: Store) -> dict[str, Definition]:
     """The same, and the gauges that stand somewhere now."""
     found = await definitions(store)
-    return {**{metric: OURS.get(metric, Definition("gauge")) for metric in await gauges(store)}, **found}
+    return {**{metric: OURS.get(metric, _GAUGE) for metric in await gauges(store)}, **found}
 
 
 async def totals(store: Store, metrics: list[str]) -> dict[str, Table]:
