@@ -65,7 +65,12 @@ class Household:
     @room
     def metrics(self) -> Metrics:
         lifetime = self._lifetime
-        return Metrics(lifetime.store, max_series=self.settings.metrics.max_series, partition=lifetime.partition)
+        return Metrics(
+            lifetime.store,
+            max_series=self.settings.metrics.max_series,
+            flush_every=self.settings.metrics.flush_every,
+            partition=lifetime.partition,
+        )
 
     @room
     def events(self) -> Events:

@@ -1,7 +1,8 @@
 -- How integers reach a metric: each to its lifetime totals, and to the open window in which it was recorded.
 -- A group has three targets: totals, window, and the list of the metric's open windows; and in ARGV: metric, definition, window, how
 -- many pairs, pairs (field, integer). A window is open until metrics/seal has made a block of it; `open` says which ones there are, and
--- field "#" of a window how often it was added to. A gauge has no totals; its pairs "v|series" are values, of which the lowest and the highest are kept.
+-- field "#" of a window how often it was added to. A gauge has no totals; its pairs "v|series" are values, of which the lowest and the
+-- highest are kept. A group without pairs says what a metric is, and nothing more.
 local WINDOW_US = 10000000
 local REACH_BACK, REACH_AHEAD = 8640, 6 -- windows: a day back, a minute ahead
 local KEEP_OPEN_MS = 604800000
@@ -129,7 +130,7 @@ local function add_groups(target, at, names, sizes, open, now_us, max_series)
       folded[#folded + 1] = metric
       folded[#folded + 1] = moved
     end
-    if in_reach and of_one_kind and type(add(window_key, '#', 1)) == 'number' then
+    if pairs_left > 0 and in_reach and of_one_kind and type(add(window_key, '#', 1)) == 'number' then
       redis.call('PEXPIRE', window_key, KEEP_OPEN_MS)
       redis.call('ZADD', open, window, string.format('%.0f:%s', window, metric))
       redis.call('PEXPIRE', open, KEEP_OPEN_MS)

@@ -12,7 +12,7 @@ KEYS
   flushes        string  batches added here, ever: steps back only when the store lost some
   sizes          hash    metric -> how many series it has
   open           zset    "window:metric" by window: those that no block holds yet
-  gauge_writers  zset    writers that have gauges, by the moment they last wrote
+  gauge_writers  zset    writers that have gauges, by the moment until which they stand
   gauges         hash    this writer's gauges: metric + series -> value
   targets...             per group three: a metric's lifetime totals, one of its open windows, the list of those (_add.lua)
 
@@ -71,14 +71,16 @@ redis.call('INCR', flushes)
 redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 604800000)
 
 local at = 7
-local gone_before = string.format('(%.0f', now_us - gauge_keep_ms * 1000)
-redis.call('ZREMRANGEBYSCORE', gauge_writers, '-inf', gone_before)
+redis.call('ZREMRANGEBYSCORE', gauge_writers, '-inf', string.format('%.0f', now_us))
 if gauge_count > 0 then
   redis.call('HSET', gauges, unpack(ARGV, at, at + 2 * gauge_count - 1))
   at = at + 2 * gauge_count
   redis.call('PEXPIRE', gauges, gauge_keep_ms)
-  redis.call('ZADD', gauge_writers, string.format('%.0f', now_us), writer)
-  redis.call('PEXPIRE', gauge_writers, gauge_keep_ms)
+  redis.call('ZADD', gauge_writers, string.format('%.0f', now_us + gauge_keep_ms * 1000), writer)
+  -- Another's may stand for longer.
+  if redis.call('PTTL', gauge_writers) < gauge_keep_ms then
+    redis.call('PEXPIRE', gauge_writers, gauge_keep_ms)
+  end
 elseif gauge_count == 0 then
   redis.call('ZREM', gauge_writers, writer)
 end

@@ -93,7 +93,8 @@ async def test_batches_that_are_gone_are_counted(obs: Observatory, monkeypatch: 
         obs.metrics.increment_counter(COUNTER)
         await obs.metrics.flush()
     before = outbox.writer
-    await obs.store.command("SET", keys.metric_writer(partition, before), 2, "PX", 60_000)
+    last = int(await obs.store.command("GET", keys.metric_writer(partition, before)))
+    await obs.store.command("SET", keys.metric_writer(partition, before), last - 3, "PX", 60_000)
     for _ in range(3):
         obs.metrics.increment_counter(COUNTER, 10)
         await obs.metrics.flush()
@@ -144,7 +145,8 @@ async def test_outage_longer_than_ten_seconds_loses_nothing(obs: Observatory, mo
         obs.metrics.increment_counter(COUNTER)
         await obs.metrics.flush()
     clock[0] += 60
-    await obs.store.command("SET", keys.metric_writer(partition, outbox.writer), 1, "PX", 60_000)
+    last = int(await obs.store.command("GET", keys.metric_writer(partition, outbox.writer)))
+    await obs.store.command("SET", keys.metric_writer(partition, outbox.writer), last - 1, "PX", 60_000)
     await obs.store.command("HINCRBY", keys.metric_total(partition, COUNTER), "w|", -1)
     obs.metrics.increment_counter(COUNTER)
     await obs.metrics.flush()
@@ -321,6 +323,7 @@ async def test_gauges_are_told_in_slices_and_when_they_change(obs: Observatory, 
         assert sum(len(group.additions) for group in batch.groups) + sent[-1] <= MAX_FIELDS
         return await send(writer, number, batch)
 
+    await obs.metrics.flush()
     monkeypatch.setattr(obs.metrics._outbox, "_send", counting)
     for gauge in range(5):
         for number in range(2000):

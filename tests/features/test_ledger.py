@@ -133,7 +133,7 @@ class Writer:
     async def reorder(self) -> None:
         """A batch arrives before the one that it follows."""
         outbox = self.obs.metrics._outbox
-        self.obs.metrics._freeze(final=False)
+        self.obs.metrics._freeze()
         with contextlib.suppress(StoreUnavailable):
             for number, batch in list(outbox._pending)[:0:-1]:
                 await self.obs.metrics._send(outbox.writer, number, batch)

@@ -4,7 +4,6 @@ A block holds a table of one window of a minute, an hour or a day (or the six of
 deflated where that helps. What is later or elsewhere can be added to it; the order of adding makes no difference.
 """
 
-import contextlib
 import math
 import zlib
 from collections.abc import Iterable, Mapping
@@ -13,9 +12,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ...keys import WINDOW_US
-from ...logs import INTERNAL
 from ...names import Kind
 from ...units import NANO
+from . import series, spoilt
 
 HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
@@ -52,8 +51,8 @@ class Value:
         self.buckets: dict[int, int] = {}
 
     def add(self, part: str, number: int) -> None:
-        """One field of a hash."""
-        match part[0]:
+        """One field of a hash. ValueError: it is none."""
+        match part[:1]:
             case "w" | "s":
                 self.nano += number * NANO
             case "n" | "t":
@@ -63,8 +62,14 @@ class Value:
                 self.count += number
             case "b":
                 index = int(part[1:])
+                if index not in series.BUCKETS:
+                    raise ValueError(part)
                 self.buckets[index] = self.buckets.get(index, 0) + number
                 self.count += number
+            case "c":
+                pass  # the buckets say it
+            case _:
+                raise ValueError(part)
 
     def merge(self, other: "Value") -> None:
         self.nano += other.nano
@@ -82,13 +87,17 @@ class Value:
         return [whole, nano, self.zero, *(number for pair in sorted(self.buckets.items()) for number in pair)]
 
     def take(self, row: list[Any]) -> None:
-        """Add what a row says."""
+        """Add what a row says. ValueError: it is none, and nothing is added."""
+        size = len(row)
+        odd = size != 2 and (size < 3 or size % 2 == 0)
+        if odd or (size > 3 and (row[3] not in series.BUCKETS or row[-2] not in series.BUCKETS)):
+            raise ValueError(row)
         self.nano += row[0] * NANO + row[1]
-        if len(row) > 2:
+        if size > 2:
             self.zero += row[2]
             self.count += row[2]
             buckets = self.buckets
-            for at in range(3, len(row), 2):
+            for at in range(3, size, 2):
                 index, count = row[at], row[at + 1]
                 buckets[index] = buckets.get(index, 0) + count
                 self.count += count
@@ -110,8 +119,8 @@ class Sampled:
         self.last_at = 0
 
     def add(self, part: str, number: float) -> None:
-        """One field of a window's hash."""
-        match part[0]:
+        """One field of a window's hash. ValueError: it is none."""
+        match part[:1]:
             case "w":
                 self.nano += int(number) * NANO
             case "n":
@@ -122,6 +131,8 @@ class Sampled:
                 self.low = number
             case "h":
                 self.high = number
+            case _:
+                raise ValueError(part)
 
     def stands_at(self, window: int) -> None:
         """All of its fields have been added: they are of this one window."""
@@ -143,7 +154,9 @@ class Sampled:
         return [*whole, self.samples, self.low, self.high, *last, self.last_at]
 
     def take(self, row: list[Any]) -> None:
-        """Add what a row says."""
+        """Add what a row says. ValueError: it is none, and nothing is added."""
+        if len(row) != 8 or row[2] < 1:
+            raise ValueError(row)
         other = Sampled()
         other.nano, other.samples, other.low, other.high = row[0] * NANO + row[1], *row[2:5]
         other.last, other.last_at = row[5] * NANO + row[6], row[7]
@@ -158,8 +171,9 @@ Samples = dict[str, Sampled]
 Rows = dict[str, list[Any]]
 """A table, as it lies in a block."""
 
-_ROWS = msgspec.msgpack.Decoder(Rows)
-_FINE = msgspec.msgpack.Decoder(dict[int, Rows])
+_ROWS = msgspec.msgpack.Decoder(dict[str, list[int | float]])
+_FINE = msgspec.msgpack.Decoder(dict[int, dict[str, list[int | float]]])
+_ANY = msgspec.msgpack.Decoder()
 
 
 def fields(found: Iterable[tuple[bytes, bytes]]) -> Table:
@@ -168,12 +182,35 @@ def fields(found: Iterable[tuple[bytes, bytes]]) -> Table:
     for field, number in found:
         part, bar, text = field.decode(errors="replace").partition("|")
         if bar:
-            value = table.get(text)
-            if value is None:
-                value = table[text] = Value()
-            with contextlib.suppress(ValueError):
-                value.add(part, int(number))
+            try:
+                value = table.get(text)
+                if value is None:
+                    value = Value()
+                    _of_ours(text)
+                value.add(part, _integer(number))
+                table[text] = value
+            except ValueError:
+                spoilt.tell(f"a field {field!r:.80} with {number!r:.40}")
     return table
+
+
+def _of_ours(text: str) -> None:
+    if not series.is_text(text):
+        raise ValueError(text)
+
+
+def _integer(number: bytes) -> int:
+    """As the store's own counting makes them: 64 bits."""
+    if len(number) > 20:
+        raise ValueError(number)
+    return int(number)
+
+
+def finite(number: float) -> float:
+    """ValueError: it is not."""
+    if not math.isfinite(number):
+        raise ValueError(number)
+    return number
 
 
 def samples(found: Iterable[tuple[bytes, bytes]], window: int) -> Samples:
@@ -182,8 +219,15 @@ def samples(found: Iterable[tuple[bytes, bytes]], window: int) -> Samples:
     for field, number in found:
         part, bar, text = field.decode(errors="replace").partition("|")
         if bar:
-            with contextlib.suppress(ValueError):
-                table.setdefault(text, Sampled()).add(part, float(number) if part in "lh" else int(number))
+            try:
+                value = table.get(text)
+                if value is None:
+                    value = Sampled()
+                    _of_ours(text)
+                value.add(part, finite(float(number)) if part in ("l", "h") else _integer(number))
+                table[text] = value
+            except ValueError:
+                spoilt.tell(f"a field {field!r:.80} with {number!r:.40}")
     for value in table.values():
         value.stands_at(window)
     return {text: value for text, value in table.items() if value.samples}
@@ -206,19 +250,39 @@ def encoded(content: Rows | Mapping[int, Rows]) -> bytes:
 def decoded(block: bytes | None) -> Rows:
     """A block of one window; nothing where there is none, or where somebody else has spoilt it."""
     try:
-        return _ROWS.decode(_inflated(block)) if block else {}
+        packed = _inflated(block) if block else b"\x80"
+        try:
+            return _ROWS.decode(packed)
+        except msgspec.ValidationError:
+            return _salvaged(_ANY.decode(packed))
     except (msgspec.MsgspecError, zlib.error):
-        INTERNAL.error("a block of metrics in the store is not one of ours; it is passed over")
+        spoilt.tell("a block in the store is not one of ours")
         return {}
 
 
 def decoded_fine(block: bytes | None) -> dict[int, Rows]:
     """A block of the 10 s windows of one minute, by their place in it."""
     try:
-        return _FINE.decode(_inflated(block)) if block else {}
+        packed = _inflated(block) if block else b"\x80"
+        try:
+            return _FINE.decode(packed)
+        except msgspec.ValidationError:
+            found = _ANY.decode(packed)
+            parts = found.items() if isinstance(found, dict) else ()
+            return {at: _salvaged(part) for at, part in parts if type(at) is int}
     except (msgspec.MsgspecError, zlib.error):
-        INTERNAL.error("a block of metrics in the store is not one of ours; it is passed over")
+        spoilt.tell("a block in the store is not one of ours")
         return {}
+
+
+def _salvaged(found: Any) -> Rows:
+    """Those rows of a block that are rows."""
+    spoilt.tell("a block in the store has rows that are not ours")
+    return {
+        text: row
+        for text, row in (found.items() if isinstance(found, dict) else ())
+        if isinstance(text, str) and isinstance(row, list) and all(type(number) in (int, float) for number in row)
+    }
 
 
 def _inflated(block: bytes) -> bytes:
@@ -231,8 +295,13 @@ def into(table: dict[str, Any], found: Rows, kind: Kind) -> None:
     for text, row in found.items():
         value = table.get(text)
         if value is None:
-            value = table[text] = make()
-        value.take(row)
+            value = make()
+        try:
+            value.take(row)
+        except ValueError:
+            spoilt.tell(f"a row of the series {text!r:.80}")
+        else:
+            table[text] = value
 
 
 def add(table: dict[str, Any], found: Mapping[str, Any]) -> None:

@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ...logs import INTERNAL
@@ -19,6 +20,9 @@ _LIBRARIES = (
     "opentelemetry.exporter.otlp.proto.http.metric_exporter",
     "opentelemetry.exporter.otlp.common.http",
 )
+
+
+_CREDENTIALS = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_"
 
 
 class Destination(NamedTuple):
@@ -80,10 +84,34 @@ class Collector:
     def __init__(self, to: Destination) -> None:
         self._to = to
         self._exporter: Any = None
+        self._cut: Callable[[], object] | None = None
         self._quiet = _Quiet()
 
     def send(self, families: Iterable[Family], start_ns: int, now_ns: int, namespace: str) -> str | None:
-        """Why it failed, or None. Bounded by the timeout."""
+        """Why it failed, or None. However the collector answers, the request is cut when the timeout is over."""
+        late = threading.Event()
+
+        def sever() -> None:
+            late.set()
+            self._sever()
+
+        # A thread of its own: the loop may be held up just then, and the lease ends all the same.
+        watch = threading.Timer(self._to.timeout, sever)
+        watch.daemon = True
+        watch.start()
+        try:
+            why = self._sent(families, start_ns, now_ns, namespace, late)
+        except Exception as error:  # whatever the exporter does, nobody's work ends for it
+            why = f"{type(error).__name__}: {error}"
+        watch.cancel()
+        if why is not None and late.is_set():
+            self.close()
+            return f"it did not take a request within {self._to.timeout:g} s"
+        return why
+
+    def _sent(
+        self, families: Iterable[Family], start_ns: int, now_ns: int, namespace: str, late: threading.Event
+    ) -> str | None:
         from opentelemetry import context
         from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY  # as the SDK's own readers do
 
@@ -95,6 +123,9 @@ class Collector:
         self._quiet.last = ""
         token = context.attach(context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         try:
+            # The first one loads libraries, which may take long.
+            if late.is_set():
+                return "too late"
             result = self._exporter.export(request)
         finally:
             context.detach(token)
@@ -104,16 +135,28 @@ class Collector:
         for name in _LIBRARIES:
             logging.getLogger(name).addFilter(self._quiet)
         if self._to.protocol == "grpc":
-            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as Exporter
-        else:
-            from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # type: ignore[assignment]
-                OTLPMetricExporter as Exporter,
-            )
-        return Exporter(timeout=self._to.timeout)
+            # Its timeout is the call's, not of each read.
+            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as OverGrpc
+
+            return OverGrpc(timeout=self._to.timeout)
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as OverHttp
+
+        if any(name.startswith(_CREDENTIALS) for name in os.environ):
+            return OverHttp(timeout=self._to.timeout)  # with a session that somebody else makes
+        from .severable import Severable
+
+        adapter = Severable()
+        self._cut = adapter.cut
+        return OverHttp(timeout=self._to.timeout, session=adapter.session())
+
+    def _sever(self) -> None:
+        if (cut := self._cut) is not None:
+            cut()
 
     def close(self) -> None:
         """Stop waiting between attempts, and let go of the connection."""
-        exporter, self._exporter = self._exporter, None
+        self._sever()
+        exporter, self._exporter, self._cut = self._exporter, None, None
         for name in _LIBRARIES:
             logging.getLogger(name).removeFilter(self._quiet)
         if exporter is not None:

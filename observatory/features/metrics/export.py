@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from ...errors import StoreError
+from ...errors import StoreError, StoreUnavailable
 from ...names import OURS, Definition
 from ...store.store import Store
 from . import read
@@ -45,20 +45,22 @@ class Export:
     async def fleet(self) -> list[Family]:
         """Lifetime totals, and gauges as the sum over live processes. StoreUnavailable, also while gaps are refilled."""
         store = self._store()
-        await self.gaps.refuse(store)
+        life = await self.gaps.refuse(store)
         known = await read.definitions(store)
         gauges = await read.gauges(store)
         counted = sorted(metric for metric, definition in known.items() if definition.kind != "gauge")
         tables = await read.totals(store, counted)
-        # Once more: the store may have gone back while it was read.
-        await self.gaps.refuse(store)
+        # Once more: the store may have gone back while it was read; and another look may have seen it, and settled.
+        if await self.gaps.refuse(store) != life:
+            raise StoreUnavailable("the store went back while its totals were read", retry_after=1.0)
         exemplars = await self._exemplars()
         families = [
             Family(metric, known[metric], tables[metric], {}, exemplars.get(metric, {})) for metric in counted if tables[metric]
         ]
         for metric in sorted(gauges):
             sums = {text: sum(values) for text, values in gauges[metric].items()}
-            families.append(Family(metric, OURS.get(metric, Definition("gauge")), {}, sums))
+            said = known.get(metric) or OURS.get(metric)
+            families.append(Family(metric, said if said and said.kind == "gauge" else Definition("gauge"), {}, sums))
         return families
 
     async def look(self) -> None:

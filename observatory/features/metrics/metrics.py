@@ -22,10 +22,12 @@ from .handles import Counter, Gauge, Histogram
 from .openmetrics import Form
 from .query import Result
 from .recorder import Recorder
-from .wire import GAUGE_KEEP_MS, MAX_FIELDS, Batch, pieces, window_of
+from .wire import MAX_FIELDS, Batch, descriptions, gauge_keep_ms, pieces, window_of
 
-RENEW_GAUGES_US = 10_000_000
-"""Gauges are renewed this often even when they stand where they stood."""
+RENEW_GAUGES_US = 3_000_000
+"""Gauges that stand where they stood are renewed this often, by telling one of them: a killed process's go soon."""
+REPEAT_GAUGES_US = 30_000_000
+"""All of them are told this often: a failover may have lost some."""
 
 
 @lua("metrics/flush")
@@ -68,7 +70,9 @@ class Metrics:
     record_histogram: "_Measures"
     set_gauge: "_Measures"
 
-    def __init__(self, store: Callable[[], Store], *, max_series: int, partition: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Callable[[], Store], *, max_series: int, flush_every: float, partition: Callable[[], int]
+    ) -> None:
         self._store = store
         self._partition = partition
         self._recorder = recorder = Recorder(max_series)
@@ -76,13 +80,15 @@ class Metrics:
         self.increment_counter = recorder.increment_counter
         self.record_histogram, self.set_gauge = recorder.record_histogram, recorder.set_gauge
         self._max_series = max_series
+        self._gauge_keep_ms = gauge_keep_ms(flush_every)
+        self._described: set[str] = set()
         self._outbox: Outbox[Batch] = Outbox(self._send)
         self._exemplars = Exemplars(store, partition)
         self._export = Export(store, self._recorder, self._exemplars.fleet)
         self._lost_reported = 0
         self._complained: set[str] = set()
         self._gauges_told: dict[str, float] = {}
-        self._gauges_renewed_at = 0
+        self._gauges_renewed_at = self._gauges_repeated_at = 0
         self._commit: asyncio.Future[None] | None = None
         self._next_commit: asyncio.Future[None] | None = None
 
@@ -111,12 +117,12 @@ class Metrics:
         """Acknowledged by Redis when it returns; StoreUnavailable otherwise (nothing is lost)."""
         if not self._store().joined:
             raise StoreUnavailable("the store has not been reached yet; what was recorded waits")
-        await self._deliver(final=True)
+        await self._deliver()
 
-    async def _deliver(self, *, final: bool) -> None:
+    async def _deliver(self) -> None:
         # What waits for the store is frozen only once it answers: until then it is bounded by the recorder.
         await self._outbox.deliver()
-        self._freeze(final=final)
+        self._freeze()
         await self._outbox.deliver()
         self._report_lost()
         with contextlib.suppress(StoreError):
@@ -146,32 +152,46 @@ class Metrics:
     async def retire(self) -> None:
         """As `flush`, and this process's gauges stand nowhere any more."""
         await self.flush()
+        self._gauges_told = {}
         self._outbox.put(Batch(0, (), ()))
         await self._outbox.deliver()
 
     async def flush_regularly(self) -> None:
         """What the background does: as `flush`, and no error before the store was ever reached."""
-        await self._deliver(final=False)
+        await self._deliver()
         if self._export.is_kept:
             await self._export.look()
 
-    def _freeze(self, *, final: bool) -> None:
+    def _freeze(self) -> None:
         now_us = self._store().server_us()
         if now_us is None:
             return
         windows = self._recorder.windows(now_us)
         self._export.took(windows)
+        # What a gauge is goes before its first value; its history would say so ten seconds later.
+        gauges = self._recorder.gauges()
+        new = {metric: definition for metric, definition, _, _ in gauges if metric not in self._described}
+        self._described.update(new)
+        for piece in descriptions(new):
+            self._outbox.put(Batch(window_of(now_us), piece, None))
         for at_us, groups in windows:
             for piece in pieces(groups):
                 self._outbox.put(Batch(window_of(at_us), piece, None))
-        stands = {f"{metric}|{text}": value for metric, _, text, value in self._recorder.gauges()}
-        told = self._gauges_told
-        if final or now_us - self._gauges_renewed_at >= RENEW_GAUGES_US:
-            told, self._gauges_renewed_at = {}, now_us
-        changed = [pair for pair in stands.items() if told.get(pair[0]) != pair[1]]
-        self._gauges_told = stands
-        for begins in range(0, len(changed), MAX_FIELDS):
-            self._outbox.put(Batch(window_of(now_us), (), tuple(changed[begins : begins + MAX_FIELDS])))
+        told = self._gauges_to_tell({f"{metric}|{text}": value for metric, _, text, value in gauges}, now_us)
+        for begins in range(0, len(told), MAX_FIELDS):
+            self._outbox.put(Batch(window_of(now_us), (), tuple(told[begins : begins + MAX_FIELDS])))
+
+    def _gauges_to_tell(self, stands: dict[str, float], now_us: int) -> list[tuple[str, float]]:
+        """Those that do not stand where they were last told to; all of them now and then."""
+        known, self._gauges_told = self._gauges_told, stands
+        if now_us - self._gauges_repeated_at >= REPEAT_GAUGES_US:
+            known, self._gauges_repeated_at = {}, now_us
+        changed = [pair for pair in stands.items() if known.get(pair[0]) != pair[1]]
+        if not changed and stands and now_us - self._gauges_renewed_at >= RENEW_GAUGES_US:
+            changed = [next(iter(stands.items()))]
+        if changed:
+            self._gauges_renewed_at = now_us
+        return changed
 
     async def _send(self, writer: str, number: int, batch: Batch) -> Verdict:
         store = self._store()
@@ -190,7 +210,7 @@ class Metrics:
             writer=writer,
             batch=number,
             max_series=self._max_series,
-            gauge_keep_ms=GAUGE_KEEP_MS,
+            gauge_keep_ms=self._gauge_keep_ms,
             gauge_count=-1 if batch.gauges is None else len(batch.gauges),
             deltas=batch.deltas(),
         )
@@ -226,6 +246,7 @@ class Metrics:
         self._exemplars.forget()
         self._gauges_told = {}
         self._outbox.reset()
+        self._described.clear()
         self._commit = self._next_commit = None
 
     # asking

@@ -21,6 +21,8 @@ NAME = "otlp"
 STEP_EVERY = 1.0
 LAST_WORDS = 2.0
 """Seconds for the last export, when the process closes."""
+GRACE = 0.5
+"""Seconds beyond the timeout that a thread may take to notice that its request was cut."""
 POINTS = 1000
 """Data points in one request: collectors refuse requests of more than 4 MB."""
 _TOO_LATE = "leadership might end before it is received"
@@ -46,7 +48,8 @@ class OtlpExport:
     """Call `step` about once a second, in as many processes as you like: one of them sends.
 
     What holds: two never send at the same time, since the lease is asked for right before sending and lasts longer than a
-    request may. All of them say the same start. A collector that is away costs a line in the log and a counter.
+    request may, which is cut then; what cannot be cut keeps the lease until it ends. All of them say the same start. A
+    collector that is away costs a line in the log and a counter.
     """
 
     def __init__(self, store: Callable[[], Store], metrics: Metrics, leases: Electing) -> None:
@@ -81,12 +84,16 @@ class OtlpExport:
     async def step(self) -> None:
         """Stay or become the one who sends, and send when it is time. StoreUnavailable: unknown who is."""
         to = self._to = self._to or destination()
-        # Two callers in one process are one; and a request that was abandoned in its middle is still under way.
-        if to is None or self._is_stepping or (self._thread is not None and self._thread.is_alive()):
+        # Two callers in one process are one.
+        if to is None or self._is_stepping:
             return
         self._is_stepping = True
         try:
-            await self._step(to)
+            if self._thread is None or not self._thread.is_alive():
+                await self._step(to)
+            elif self._lease is not None and monotonic() >= self._ask_at:
+                # A request that was abandoned in its middle is still under way: nobody else may send meanwhile.
+                await self._elect(to)
         finally:
             self._is_stepping = False
 
@@ -167,10 +174,7 @@ class OtlpExport:
             if monotonic() + to.timeout >= lease.ends_at:
                 why: str | None = _TOO_LATE
             else:
-                try:
-                    why = collector.send(families, start_ns, now_ns, namespace)
-                except Exception as error:  # whatever the exporter does, nobody's work ends for it
-                    why = f"{type(error).__name__}: {error}"
+                why = collector.send(families, start_ns, now_ns, namespace)
             with contextlib.suppress(RuntimeError):  # the loop has gone meanwhile
                 loop.call_soon_threadsafe(answer, why)
 
@@ -178,7 +182,11 @@ class OtlpExport:
         self._thread = threading.Thread(target=run, daemon=True, name=THREAD)
         self._thread.start()
         try:
-            return await done
+            async with asyncio.timeout(to.timeout + GRACE):
+                return await done
+        except TimeoutError:
+            # What cannot be cut, such as looking for an address: `step` keeps the lease until it ends.
+            return f"a request has not ended within {to.timeout + GRACE:g} s"
         except asyncio.CancelledError:
             collector.close()
             raise

@@ -104,5 +104,6 @@ def _example(one: Exemplar) -> sdk.Exemplar:
 def _buckets(value: Value) -> Buckets:
     if not value.buckets:
         return Buckets(0, [])
+    # Each of them is an index that a double can have (blocks.py): whatever the store says, this is bounded.
     first, last = min(value.buckets), max(value.buckets)
     return Buckets(first, [value.buckets.get(index, 0) for index in range(first, last + 1)])

@@ -17,7 +17,7 @@ from ...keys import WINDOW_US
 from ...names import Definition, Kind
 from ...store.store import Store
 from ...types import Duration, Moment
-from . import read, series
+from . import read, series, spoilt
 from .blocks import Sampled, Value
 from .matchers import Matcher, grouped_by, matchers
 from .read import Found
@@ -166,10 +166,10 @@ async def ask(
     span = Span.of(since, until, step, store.server_us() or 0)
     groups = _Groups(by, fits)
 
-    gauges = await read.gauges(store)
-    definition = await _definition(store, metric, gauges)
+    definition = await _definition(store, metric)
     number = _statistic(definition, stat, metric)
     if definition.kind == "gauge" and step is None:
+        gauges = await read.gauges(store)
         found = _of_gauges(gauges.get(metric, {}), stat, by, groups)
     else:
         told = await read.found(store, metric, definition.kind, span)
@@ -197,15 +197,15 @@ def _size(one: Series) -> float:
     return one.value or 0.0
 
 
-async def _definition(store: Store, metric: str, gauges: Mapping[str, object]) -> Definition:
+async def _definition(store: Store, metric: str) -> Definition:
     known = await read.definitions(store)
-    definition = known.get(metric) or names.OURS.get(metric) or (Definition("gauge") if metric in gauges else None)
-    if definition is None:
+    definition = known.get(metric) or names.OURS.get(metric)
+    if definition is None and metric not in (gauges := await read.gauges(store)):
         close = difflib.get_close_matches(metric, {*known, *gauges, *names.OURS}, n=1)
         raise InvalidArgument(
             f"no metric named {metric!r:.130} was ever recorded", remedy=f'Did you mean "{close[0]}"?' if close else None
         )
-    return definition
+    return definition or Definition("gauge")
 
 
 def _count(into: dict[Group, Any], group: Group, row: Sequence[Any]) -> None:
@@ -217,8 +217,9 @@ def _take(make: type[Value] | type[Sampled]) -> Callable[[dict[Group, Any], Grou
     def add(into: dict[Group, Any], group: Group, row: list[Any]) -> None:
         value = into.get(group)
         if value is None:
-            value = into[group] = make()
+            value = make()
         value.take(row)
+        into[group] = value
 
     return add
 
@@ -246,7 +247,10 @@ def _of_windows(
         for text, row in found.items():
             group = groups.of(text)
             if group is not None:
-                add(into, group, row)
+                try:
+                    add(into, group, row)
+                except (ValueError, IndexError):
+                    spoilt.tell(f"a row of the series {text!r:.80}")
     ordered = [(units.moment(at), span.covered(at), table) for at, table in sorted(steps.items())]
     answers = []
     for group in sorted({group for table in steps.values() for group in table}) or ([] if by else [()]):

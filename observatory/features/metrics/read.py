@@ -1,20 +1,23 @@
 """Reading back what the fleet has written, over all partitions, in bounded pages."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from ...errors import StoreUnavailable
+from ...errors import StoreError, StoreMisconfigured, StoreUnavailable
 from ...keys import Key
-from ...names import OURS, Definition, Kind
+from ...names import OURS, Definition, Kind, metric_name
 from ...store.store import Store
-from . import blocks
+from . import blocks, series, spoilt
 from .blocks import DAY, FINE, FINE_PER_MINUTE, HOUR, MINUTE, Level, Rows, Table
 from .span import Piece, Span
 
+T = TypeVar("T")
+
+_GAUGE = Definition("gauge")
 PAGE = 1000
 """Fields of a hash asked for at once, so that no reader holds the server for long."""
 
@@ -35,8 +38,24 @@ async def hash_pages(store: Store, key: Key, page: int = PAGE) -> list[tuple[byt
             return list(found.items())
 
 
-async def _hashes(store: Store, keys: Sequence[Key]) -> list[list[tuple[bytes, bytes]]]:
-    return await asyncio.gather(*(hash_pages(store, key) for key in keys))
+async def _hashes(store: Store, keys: Sequence[Key]) -> list[list[tuple[bytes, bytes]] | None]:
+    """The fields of each; None in place of what somebody else has made something else than a hash."""
+
+    async def one(key: Key) -> list[tuple[bytes, bytes]] | None:
+        return await unspoilt(hash_pages(store, key), key)
+
+    return await asyncio.gather(*(one(key) for key in keys))
+
+
+async def unspoilt(reading: Awaitable[T], key: Key) -> T | None:
+    """What is read of a key; None where it is of another type. StoreUnavailable and StoreMisconfigured go on."""
+    try:
+        return await reading
+    except (StoreUnavailable, StoreMisconfigured):
+        raise
+    except StoreError as error:
+        spoilt.tell(f"{key} ({error.message})")
+        return None
 
 
 def _partitions(store: Store) -> range:
@@ -47,30 +66,36 @@ async def definitions(store: Store) -> dict[str, Definition]:
     """Every metric that was ever recorded, and what it is."""
     found: dict[str, Definition] = {}
     for fields in await _hashes(store, [store.keys.metric_names(partition) for partition in _partitions(store)]):
-        for name, said in fields:
-            metric = name.decode()
+        for name, said in fields or ():
             try:
-                found[metric] = OURS.get(metric) or msgspec.json.decode(said, type=Definition)
-            except msgspec.MsgspecError:
+                metric = metric_name(name.decode())
+                definition = OURS.get(metric) or msgspec.json.decode(said, type=Definition)
+                # Of two kinds in two partitions a gauge must not hide what was counted.
+                if found.get(metric, _GAUGE).kind == "gauge":
+                    found[metric] = definition
+            except (msgspec.MsgspecError, ValueError):
                 # One metric that somebody else has spoilt must not hide all the others.
-                continue
+                spoilt.tell(f"the name {name!r:.150} of a metric, or what is said of it")
     return found
 
 
 async def known(store: Store) -> dict[str, Definition]:
-    """The same, and the gauges that stand somewhere now; what was said of a gauge of yours stays in its process."""
+    """The same, and the gauges that stand somewhere now."""
     found = await definitions(store)
-    return {**{metric: OURS.get(metric, Definition("gauge")) for metric in await gauges(store)}, **found}
+    return {**{metric: OURS.get(metric, _GAUGE) for metric in await gauges(store)}, **found}
 
 
 async def totals(store: Store, metrics: list[str]) -> dict[str, Table]:
-    """Lifetime totals, by metric."""
+    """Lifetime totals, by metric. None of a metric of which a part cannot be read: less than all would be a step back."""
     wanted = [(metric, partition) for metric in metrics for partition in _partitions(store)]
     tables: dict[str, Table] = {metric: {} for metric in metrics}
     hashes = await _hashes(store, [store.keys.metric_total(partition, metric) for metric, partition in wanted])
     for (metric, _), fields in zip(wanted, hashes, strict=True):
-        blocks.add(tables[metric], blocks.fields(fields))
-    return tables
+        if fields is None:
+            tables.pop(metric, None)
+        elif metric in tables:
+            blocks.add(tables[metric], blocks.fields(fields))
+    return {metric: tables.get(metric, {}) for metric in metrics}
 
 
 class Raw(NamedTuple):
@@ -102,11 +127,19 @@ async def gauges(store: Store) -> dict[str, dict[str, list[float]]]:
     """metric -> series -> the value of each live process."""
     found: dict[str, dict[str, list[float]]] = {}
     for partition in _partitions(store):
-        writers: Iterable[Any] = await store.bulk().command("ZRANGE", store.keys.gauge_writers(partition), 0, -1)
-        for fields in await _hashes(store, [store.keys.gauges(partition, writer.decode()) for writer in writers]):
-            for field, value in fields:
-                metric, _, text = field.decode().partition("|")
-                found.setdefault(metric, {}).setdefault(text, []).append(float(value))
+        key = store.keys.gauge_writers(partition)
+        writers: Iterable[bytes] = await unspoilt(store.bulk().command("ZRANGE", key, 0, -1), key) or ()
+        keys = [store.keys.gauges(partition, writer.decode(errors="replace")) for writer in writers]
+        for fields in await _hashes(store, keys):
+            for field, said in fields or ():
+                metric, _, text = field.decode(errors="replace").partition("|")
+                try:
+                    value = blocks.finite(float(said))
+                    if not series.is_text(text):
+                        raise ValueError(text)
+                    found.setdefault(metric_name(metric), {}).setdefault(text, []).append(value)
+                except ValueError:
+                    spoilt.tell(f"a gauge {field!r:.80} at {said!r:.40}")
     return found
 
 
@@ -155,7 +188,8 @@ async def found(store: Store, metric: str, kind: Kind, span: Span) -> list[Found
 async def _opened(store: Store, partition: int, metric: str, first: int, last: int) -> list[Raw]:
     """The open windows of a metric from the first to before the last, as they stand."""
     listed = store.keys.listed_windows(partition, metric)
-    numbers = [int(number) for number in await store.bulk().command("ZRANGEBYSCORE", listed, first, f"({last}")]
+    members = await store.bulk().command("ZRANGEBYSCORE", listed, first, f"({last}")
+    numbers = [_whole_number(number) for number in members if number.isdigit()]
     return await asyncio.gather(*(raw_window(store, partition, number, metric) for number in numbers))
 
 
@@ -164,7 +198,12 @@ async def _open_still(store: Store, partition: int, opened: list[Raw], metric: s
     read = [one for one in opened if one.fields]
     keys = [store.keys.metric_window(partition, one.window, metric) for one in read]
     times = await asyncio.gather(*(store.bulk().command("HGET", key, "#") for key in keys))
-    return all(now is not None and int(now) >= int(one.times or 0) for now, one in zip(times, read, strict=True))
+    return all(now is not None and _whole_number(now) >= _whole_number(one.times) for now, one in zip(times, read, strict=True))
+
+
+def _whole_number(said: bytes | str) -> int:
+    """0 where somebody else has spoilt it."""
+    return int(said) if said.isdigit() and len(said) < 20 else 0
 
 
 async def _whole(store: Store, metric: str, span: Span) -> list[Piece]:

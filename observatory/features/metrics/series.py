@@ -18,8 +18,12 @@ SCALE = 5
 PER_DOUBLING = 32
 """Buckets per doubling: 2^SCALE."""
 BASE = math.exp2(1 / PER_DOUBLING)
+BUCKETS = range(-1075 * PER_DOUBLING, 1024 * PER_DOUBLING)
+"""Every index that a double above 0 can have."""
 _PAIR = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"(?:,|$)')
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+_SPELLED = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="(?:[^"\\\n]|\\[\\"n])*"(?:,|$)')
+"""As `text` spells it, and nothing else."""
 _UNESCAPE = re.compile(r"\\(.)")
 MAX_LABELS = 32
 MAX_VALUE = 1024
@@ -40,6 +44,16 @@ def text(labels: Mapping[str, str]) -> str:
         value.encode()  # a lone surrogate is a ValueError, before it can reach the wire
         parts.append(f'{name}="{value.translate(_ESCAPES)}"')
     return ",".join(parts)
+
+
+def is_text(series: str) -> bool:
+    """Whether `text` could have made it; else whoever reads an exposition with it in would fail."""
+    at, last = 0, ""
+    for found in _SPELLED.finditer(series):
+        if found.start() != at or found[1] <= last:
+            return False
+        at, last = found.end(), found[1]
+    return at == len(series) and not series.endswith(",")
 
 
 def labels(series: str) -> dict[str, str]:

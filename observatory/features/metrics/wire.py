@@ -1,15 +1,17 @@
 """A batch on its way to metrics/flush, and what workers hand to events/apply."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from ...keys import WINDOW_US, Key, Keys
+from ...names import Definition
 from ...units import NANO
 from .waiting import Group
 
-GAUGE_KEEP_MS = 30_000
+GAUGE_KEEP_MS = 10_000
+"""How long a gauge stands whose process was killed. Longer where flushes are rarer: see `gauge_keep_ms`."""
 MAX_FIELDS = 400
 """Additions per script call, so that no flush holds the server for long."""
 
@@ -67,9 +69,21 @@ def _values(additions: list[tuple[str, int]]) -> Iterator[tuple[str, Any]]:
             yield f"v|{text}", repr((whole + nano / NANO) / samples)
 
 
+def gauge_keep_ms(flush_every: float) -> int:
+    """A process must miss three of its own renewals before its gauges go."""
+    return max(GAUGE_KEEP_MS, int(3000 * flush_every))
+
+
 def window_of(moment_us: int) -> int:
     """The start of the window that a moment falls into."""
     return moment_us - moment_us % WINDOW_US
+
+
+def descriptions(definitions: Mapping[str, Definition]) -> Iterator[tuple[Group, ...]]:
+    """What metrics are, in portions, without any addition."""
+    groups = [Group(metric, definition, []) for metric, definition in definitions.items()]
+    for begins in range(0, len(groups), MAX_FIELDS):
+        yield tuple(groups[begins : begins + MAX_FIELDS])
 
 
 def pieces(groups: list[Group]) -> Iterator[tuple[Group, ...]]:
