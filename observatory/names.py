@@ -48,6 +48,7 @@ ADDITIONS_LATE: Final = "observatory_additions_late_total"
 IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
 EVENTS_DROPPED: Final = "observatory_events_dropped_total"
+EVENTS_SAVED: Final = "observatory_events_saved_total"
 STREAM_LAG: Final = "observatory_stream_lag_seconds"
 DEAD_LETTERS: Final = "observatory_dead_letters"
 RESERVATIONS_OPEN: Final = "observatory_reservations_open"
@@ -85,6 +86,7 @@ OURS: Final[dict[str, Definition]] = {
     OBSERVED: Definition("histogram", "s", "Duration of observed functions, by function, status and error"),
     LINES_REPEATED: Definition("counter", "{line}", "Log lines that were counted instead of written, since they said the same"),
     EVENTS_DROPPED: Definition("counter", "{event}", "Events that had to make room or were thrown away, by reason"),
+    EVENTS_SAVED: Definition("counter", "{event}", "Events applied after all, that made room while a worker had them in hand"),
     STREAM_LAG: Definition("gauge", "s", "Age of the oldest event that waits for a worker"),
     DEAD_LETTERS: Definition("gauge", "{event}", "Events that could not be applied and are kept with their reason"),
     RESERVATIONS_OPEN: Definition("gauge", "", "Reservations that are held and not yet settled, cancelled or reaped"),

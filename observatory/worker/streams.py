@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from .. import names
 from ..client import Observatory
 from ..clock import monotonic
 from ..errors import StoreError
@@ -175,6 +176,8 @@ class Streams:
             self.progress_at = monotonic()
             self.troubles.pop(partition, None)
         self._obs.metrics.count_unusual("worker", *done.unusual)
+        if done.saved:
+            self._obs.metrics.increment_counter(names.EVENTS_SAVED, done.saved)
         if done.forgotten:
             self._obs.events.count_dropped(done.forgotten, "dead_letters")
         if done.offset == entries[-1][0].decode():

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from observatory import Limit, Metric, Observatory
+from observatory.envelope import new_id
 from observatory.errors import StoreUnavailable
 from observatory.features import survey
-from observatory.features.events import new_id
 from observatory.features.rate_limiter import ledger
 from observatory.features.rate_limiter.ledger import Reservations, reservations
 from observatory.worker import Worker
@@ -173,7 +173,7 @@ WRITER = """
 import asyncio, os, signal, sys
 from observatory import Observatory
 from observatory.errors import StoreError
-from observatory.features.events import Envelope, encoded, new_id, packed
+from observatory.envelope import Envelope, encoded, new_id, packed
 from observatory.llm import CallData, Usage
 
 STOP = False

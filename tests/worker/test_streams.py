@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from observatory import Metric, Observatory
-from observatory.features.events import ENTRY_BYTES, Envelope, encoded, new_id, packed
+from observatory.envelope import Envelope, encoded, new_id, packed
+from observatory.features.events import ENTRY_BYTES
 from observatory.worker import Worker, presence_of
 from tests.conftest import Open
 from tests.servers import Server, environment, process, wait_until
