@@ -116,6 +116,11 @@ class Meaning:
         into.count(kind)
         self.applied += 1
 
+    @property
+    def series(self) -> int:
+        """How many of them it adds to, over all windows."""
+        return sum(into.recorder.size for into in self._windows.values())
+
     def groups(self) -> list[tuple[int, Group]]:
         """What is to be added, by window. Asked once."""
         return [(window, group) for window, into in sorted(self._windows.items()) for group in into.recorder.freeze()]

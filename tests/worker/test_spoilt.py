@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from observatory import Observatory
 from observatory.envelope import Envelope, encoded, new_id, packed
-from observatory.errors import InvalidArgument, StoreError
+from observatory.errors import InvalidArgument, StoreError, StoreUnavailable
 from observatory.features import survey
 from observatory.keys import Key, Keys
 from observatory.worker import Worker
 from tests.conftest import Open
+from tests.servers import Server, find
 from tests.worker.events import call, settled, until, working
 
 APPLIED = "observatory_events_applied_total"
@@ -127,6 +129,59 @@ async def test_letters_stay_where_they_are_when_they_cannot_be_moved(alone: Obse
     await mend(alone, key, aside)
     assert await survey.drift(alone.store, 0) == (0, 0)
     assert (await alone.events.lag())["dead"] == 3
+
+
+@pytest.mark.parametrize("which", ["stream", "offset"])
+async def test_partition_that_cannot_be_read_stops_itself_alone(
+    opening: Open, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """The others are worked off, liveness tells of it though they go on, and it goes on when it is well again."""
+    monkeypatch.setattr("observatory.worker.worker.STALLED_AFTER", 1.0)
+    obs = await opening(role="worker")
+    keys = obs.store.keys
+    await obs.events.accept([call() for _ in range(400)])
+    key = keys.stream(2) if which == "stream" else keys.offset(2)
+    aside = await spoil(obs, key)
+    worker = Worker(obs, ["events"])
+    async with working(worker):
+        await until(lambda: len(worker.partitions.held()) == 4, "it has all")
+        for _ in range(2):
+            for partition in (0, 1, 3):
+                async with asyncio.timeout(10):
+                    while await obs.store.command("XLEN", keys.stream(partition)):
+                        await asyncio.sleep(0.02)
+            await asyncio.sleep(0.7)
+            assert list(worker.streams.troubles) == [2]
+            more = (call() for _ in range(400))
+            await obs.events.accept([one for one in more if keys.partition_of(one[0]) != 2])
+        assert "wait on partitions 2: the store answered: " in (await worker.stuck() or "")
+        await mend(obs, key, aside)
+        accepted = (await obs.events.lag())["accepted"]
+        assert (await settled(obs, accepted))["applied"] == accepted > 900
+        assert await worker.stuck() is None
+        assert not worker.streams.troubles
+
+
+async def test_full_server_is_emptied(tmp_path: Path) -> None:
+    """Nothing new is taken; workers come, take partitions, apply what lies there, and then something new is."""
+    server = Server(find("valkey"), tmp_path, "--maxmemory", "24mb", "--maxmemory-policy", "noeviction")
+    server.start()
+    try:
+        async with Observatory("test", redis_url=server.url) as obs:
+            big = encoded(Envelope("blob", 0, packed({"text": "x" * 20_000})))
+
+            async def fill() -> None:
+                while True:
+                    await obs.events.accept([(new_id(), big) for _ in range(50)])
+
+            with pytest.raises(StoreUnavailable, match="OOM"):
+                await fill()
+            async with Observatory("late", redis_url=server.url, role="worker") as late, working(Worker(late, ["events"])):
+                accepted = (await obs.events.lag())["accepted"]
+                assert (await settled(obs, accepted))["applied"] == accepted > 500
+                assert (await obs.events.accept([(new_id(), big)])).accepted == 1
+    finally:
+        server.stop()
 
 
 async def test_nesting_buries_an_event_and_not_the_worker(alone: Observatory) -> None:
