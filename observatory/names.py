@@ -53,6 +53,7 @@ STREAM_LAG: Final = "observatory_stream_lag_seconds"
 DEAD_LETTERS: Final = "observatory_dead_letters"
 RESERVATIONS_OPEN: Final = "observatory_reservations_open"
 CONSERVATION_DRIFT: Final = "observatory_conservation_drift"
+AUDITED_PARTITIONS: Final = "observatory_audited_partitions"
 EXPORTS_FAILED: Final = "observatory_exports_failed_total"
 OBSERVED: Final = "observatory_observed_seconds"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
@@ -91,6 +92,9 @@ OURS: Final[dict[str, Definition]] = {
     DEAD_LETTERS: Definition("gauge", "{event}", "Events that could not be applied and are kept with their reason"),
     RESERVATIONS_OPEN: Definition("gauge", "", "Reservations that are held and not yet settled, cancelled or reaped"),
     CONSERVATION_DRIFT: Definition("gauge", "", "What a ledger says less what is there, by ledger: 0, or something was lost"),
+    AUDITED_PARTITIONS: Definition(
+        "gauge", "{partition}", "Partitions that the audit has counted lately: of the others it knows nothing"
+    ),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
     EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }

@@ -75,30 +75,6 @@ async def test_what_is_lost_shows(opening: Open, monkeypatch: pytest.MonkeyPatch
     assert await gauges(obs, "observatory_conservation_drift") == {"events": -2, "dead_letters": 1, "reservations": 0}
 
 
-async def test_long_stream_is_counted_by_pages(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly, while events come in; and not at all while it is being worked off."""
-    monkeypatch.setattr(survey, "PAGE", 10)
-    monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "1")
-    obs = await opening()
-    for _ in range(120):
-        await obs.events.accept([call() for _ in range(3)])
-    drift, _ = await asyncio.gather(survey.drift(obs.store, 0), obs.events.accept([call() for _ in range(2_000)]))
-    assert drift == (0, 0)
-    real = survey._survey
-    seen = 0
-
-    async def meddling(*given: object, **slots: object) -> object:
-        nonlocal seen
-        seen += 1
-        if seen == 3:
-            await obs.store.command("HINCRBY", obs.store.keys.ledger(0), "applied", 1)
-        return await real(*given, **slots)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(survey, "_survey", meddling)
-    assert await survey.drift(obs.store, 0) is None
-    assert seen == 3
-
-
 async def test_holds_are_reserved_once_and_end_once(opening: Open, server: Server, namespace: str, tmp_path: Path) -> None:
     """Settled, cancelled, run out, settled late or twice, answers lost, renewed, of several limits: in the ledger once."""
     obs = await opening()
