@@ -13,7 +13,7 @@ import sys
 import time
 from statistics import median
 
-from observatory.features.events import Envelope, encoded, new_id, packed
+from observatory.envelope import Envelope, encoded, new_id, packed
 from observatory.keys import Keys
 from observatory.llm import CallData, Usage
 

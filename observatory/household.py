@@ -9,7 +9,7 @@ from .clock import ServerClock
 from .duties import COMPACT_EVERY, duty
 from .features.cache import CacheSpace
 from .features.dead_letters import DeadLetters
-from .features.events import Events
+from .features.events import Events, Room
 from .features.leases import Leases
 from .features.metrics import Metrics, OtlpExport
 from .features.rate_limiter import RateLimiter
@@ -80,13 +80,13 @@ class Household:
             self.metrics,
             now_us=lifetime.now_us,
             partition=lifetime.partition,
-            max_entries=settings.max_entries,
+            room=Room(settings.max_entries, settings.max_bytes),
             max_buffered=settings.max_buffered,
         )
 
     @room
     def dead_letters(self) -> DeadLetters:
-        return DeadLetters(self._lifetime.store, self.settings.events.max_entries, self.events.count_dropped)
+        return DeadLetters(self._lifetime.store, *self.events.room, self.events.count_dropped)
 
     @room
     def rate_limiter(self) -> RateLimiter:

@@ -51,10 +51,12 @@ ADDITIONS_LATE: Final = "observatory_additions_late_total"
 IDS_FORGOTTEN: Final = "observatory_ids_forgotten_total"
 WINDOWS_FOLDED: Final = "observatory_windows_folded_total"
 EVENTS_DROPPED: Final = "observatory_events_dropped_total"
+EVENTS_SAVED: Final = "observatory_events_saved_total"
 STREAM_LAG: Final = "observatory_stream_lag_seconds"
 DEAD_LETTERS: Final = "observatory_dead_letters"
 RESERVATIONS_OPEN: Final = "observatory_reservations_open"
 CONSERVATION_DRIFT: Final = "observatory_conservation_drift"
+AUDITED_PARTITIONS: Final = "observatory_audited_partitions"
 EXPORTS_FAILED: Final = "observatory_exports_failed_total"
 OBSERVED: Final = "observatory_observed_seconds"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
@@ -91,10 +93,14 @@ OURS: Final[dict[str, Definition]] = {
     OBSERVED: Definition("histogram", "s", "Duration of observed functions, by function, status and error"),
     LINES_REPEATED: Definition("counter", "{line}", "Log lines that were counted instead of written, since they said the same"),
     EVENTS_DROPPED: Definition("counter", "{event}", "Events that had to make room or were thrown away, by reason"),
+    EVENTS_SAVED: Definition("counter", "{event}", "Events applied after all, that made room while a worker had them in hand"),
     STREAM_LAG: Definition("gauge", "s", "Age of the oldest event that waits for a worker"),
     DEAD_LETTERS: Definition("gauge", "{event}", "Events that could not be applied and are kept with their reason"),
     RESERVATIONS_OPEN: Definition("gauge", "", "Reservations that are held and not yet settled, cancelled or reaped"),
     CONSERVATION_DRIFT: Definition("gauge", "", "What a ledger says less what is there, by ledger: 0, or something was lost"),
+    AUDITED_PARTITIONS: Definition(
+        "gauge", "{partition}", "Partitions that the audit has counted lately: of the others it knows nothing"
+    ),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
     EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }

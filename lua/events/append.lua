@@ -3,14 +3,17 @@ events/append: put one writer's batch of events on the stream, exactly once.
 
 The same contract as metrics/flush: a batch counts iff its number is the writer's watermark + 1.
 
+USES events/_room
+
 KEYS
   watermark      string  the last batch of this writer that was appended
   stream         stream  entries of up to 100 events: id -> payload
-  ledger         hash    accepted, applied, dead, dropped: how many events, ever
+  ledger         hash    accepted, applied, dead, dropped: how many events, ever; bytes (_room.lua)
 
 ARGV
   batch          int     1, 2, 3 …
   max_entries    int     stream entries kept; beyond, the oldest are dropped and counted
+  max_bytes      int     bytes of payload kept, likewise
   events...      string  pairs (id, payload), at most 100
 
 RETURNS {verdict, watermark, dropped}
@@ -20,7 +23,7 @@ RETURNS {verdict, watermark, dropped}
 
 COMPLEXITY  O(events + dropped)
 ATOMICITY   one slot; the watermark moves with the data
-EXPIRY      the watermark seven days after the last batch; the stream is bounded by max_entries
+EXPIRY      the watermark seven days after the last batch; the stream is bounded by max_entries and max_bytes
 RETRY       safe
 ]]
 local watermark = KEYS[1]
@@ -28,6 +31,7 @@ local stream = KEYS[2]
 local ledger = KEYS[3]
 local batch = tonumber(ARGV[1])
 local max_entries = tonumber(ARGV[2])
+local max_bytes = tonumber(ARGV[3])
 
 local last = tonumber(redis.call('GET', watermark) or 0)
 if batch <= last then
@@ -37,17 +41,11 @@ if batch > last + 1 then
   return {2, last, 0}
 end
 
+probe(stream, ledger, {'accepted', 'dropped'})
+-- Once the watermark is moved a batch is a duplicate, so what carries it comes first.
+local entry = {unpack(ARGV, 4)}
+redis.call('XADD', stream, '*', unpack(entry))
 redis.call('SET', watermark, string.format('%.0f', batch), 'PX', 604800000)
-redis.call('XADD', stream, '*', unpack(ARGV, 3))
-redis.call('HINCRBY', ledger, 'accepted', (#ARGV - 2) / 2)
-
-local dropped = 0
-local excess = redis.call('XLEN', stream) - max_entries
-if excess > 0 then
-  for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', math.min(excess, 10))) do
-    dropped = dropped + #entry[2] / 2
-    redis.call('XDEL', stream, entry[1])
-  end
-  redis.call('HINCRBY', ledger, 'dropped', dropped)
-end
-return {1, batch, dropped}
+redis.call('HINCRBY', ledger, 'accepted', #entry / 2)
+redis.call('HINCRBY', ledger, 'bytes', bytes_of(entry))
+return {1, batch, make_room(stream, ledger, max_entries, max_bytes)}

@@ -1,5 +1,8 @@
+#!lua flags=allow-oom
 --[[
 leases/acquire: become the owner of a name until a moment, or stay it; every new owner gets a higher fence.
+
+Runs also when the server is out of memory: it keeps two short entries, and whoever frees memory needs it.
 
 KEYS
   lease          string  "<owner> <fence>"; gone when nobody owns the name

@@ -1,8 +1,11 @@
+#!lua flags=allow-oom
 --[[
 presence/beat: say "I am here", sweep who is not, and learn what the namespace is.
 
 The first beat ever writes the namespace's record; every beat returns it, so that after a flush of the server the fleet agrees
 on one record again.
+
+Runs also when the server is out of memory: what it takes is little, and without it nobody would know of those who free memory.
 
 KEYS
   record         hash    layout, partitions, salt, writers (how many identities were given out), log_level (where one was told)

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import msgspec
 
 from ..client import Observatory
+from ..envelope import new_id
 from ..errors import ObservatoryError, StoreUnavailable
-from ..features.events import new_id
 from ..features.rate_limiter import Limit
 from ..llm import Usage
 from ..llm.call import LLM_CALL

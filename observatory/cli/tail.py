@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ..features.events import Envelope
+from ..envelope import Envelope
 from ..store.store import BLOCK_FOR, Store
 
 _PAGE = 10

@@ -24,7 +24,7 @@ _ID = re.compile(r"(\d{1,4}):(\d{1,20}-\d{1,20})", re.ASCII)
 
 @lua("events/replay")
 def _replay(
-    store: Bulk, *, stream: Key, ledger: Key, dead: Key, max_entries: int, letters: Sequence[str]
+    store: Bulk, *, stream: Key, ledger: Key, dead: Key, max_entries: int, max_bytes: int, letters: Sequence[str]
 ) -> Awaitable[list[int]]: ...
 
 
@@ -66,9 +66,12 @@ class Moved(msgspec.Struct, frozen=True):
 class DeadLetters:
     """`obs.dead_letters`."""
 
-    def __init__(self, store: Callable[[], Store], max_entries: int, count_dropped: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, store: Callable[[], Store], max_entries: int, max_bytes: int, count_dropped: Callable[[int, str], None]
+    ) -> None:
         self._store = store
         self._max_entries = max_entries
+        self._max_bytes = max_bytes
         self._count_dropped = count_dropped
 
     async def list(self, *, page_size: int = 100, cursor: str | None = None) -> Page:
@@ -113,6 +116,7 @@ class DeadLetters:
                     ledger=keys.ledger(partition),
                     dead=keys.dead(partition),
                     max_entries=self._max_entries,
+                    max_bytes=self._max_bytes,
                     letters=some,
                 )
                 done, missing = done + replayed, missing + absent
@@ -186,6 +190,9 @@ def _parsed(text: object, what: str) -> tuple[int, str]:
     found = _ID.fullmatch(text) if isinstance(text, str) else None
     if found is None:
         raise InvalidArgument(f"{what} {text!r:.60} is none", remedy="Write it as `observatory dead-letters list` shows it")
+    # What the store cannot read as an id is none either.
+    if max(map(int, found[2].split("-"))) >= 2**64:
+        raise InvalidArgument(f"{what} {text!r:.60} is none: beyond the last that a stream can have")
     return int(found[1]), found[2]
 
 

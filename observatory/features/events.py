@@ -4,11 +4,7 @@ A process's own events travel in numbered batches (exactly once by watermark). E
 come again to another instance, are told apart by their ids. Memory is bounded on both ends, and what is dropped is counted.
 """
 
-import os
-import random
-import re
 import threading
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from .. import dimensions, names
-from ..errors import InvalidArgument, NotEncodable
+from ..envelope import Envelope, checked_id, checked_type, encoded, new_id, refuse_deep
+from ..errors import InvalidArgument
 from ..keys import Key
 from ..logs import INTERNAL
 from ..store.outbox import Outbox, Verdict
@@ -30,28 +27,10 @@ GENERATION_US = 600_000_000
 MAX_SEEN = 500_000
 """Ids of strangers remembered per partition, over both generations: tens of megabytes. Beyond, older ones go first."""
 _KEEP_SEEN_MS = 4 * GENERATION_US // 1000
-_TYPE = re.compile(r"[a-z][a-z0-9_.]{0,63}")
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
-MAX_EVENT = 65_536
 ENTRY_BYTES = 262_144
 """A stream entry takes no further event beyond this, so that who reads a number of entries knows how much it is at most."""
 MAX_BUFFERED_BYTES = 64 * 2**20
 """Bytes that a process keeps while the store is away, however few events they are."""
-_ENCODER = msgspec.msgpack.Encoder()
-_NOT_ENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
-
-
-class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event as it lies on the stream. `at_us`: server time. `counted`: its metrics were written by who saw it.
-
-    data: read, it is raw; written, it may also be what is not encoded yet.
-    """
-
-    type: str
-    at_us: int
-    data: msgspec.Raw = msgspec.Raw(b"\x80")
-    dimensions: Mapping[str, str] = {}
-    counted: bool = False
 
 
 class Put(NamedTuple):
@@ -59,6 +38,13 @@ class Put(NamedTuple):
 
     id: str
     new: bool
+
+
+class Room(NamedTuple):
+    """What a partition's stream may hold before its oldest entries go."""
+
+    entries: int
+    bytes: int
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -77,6 +63,7 @@ def _append(
     ledger: Key,
     batch: int,
     max_entries: int,
+    max_bytes: int,
     events: Sequence[str | bytes],
 ) -> Awaitable[list[int]]: ...
 
@@ -91,51 +78,11 @@ def _accept(
     seen_before: Key,
     seen_next: Key,
     max_entries: int,
+    max_bytes: int,
     keep_ms: int,
     max_seen: int,
     events: Sequence[str | bytes],
 ) -> Awaitable[list[int]]: ...
-
-
-_dice = random.Random()
-"""Our own, seeded by the system: an application that seeds `random` alike in every replica must not give one id twice."""
-os.register_at_fork(after_in_child=_dice.seed)
-
-
-def new_id() -> str:
-    """An id that sorts by time and was never used before."""
-    return (time.time_ns() // 1_000_000 << 64 | _dice.getrandbits(64)).to_bytes(14, "big").hex()[1:]
-
-
-def checked_id(value: object) -> str:
-    if not isinstance(value, str) or _ID.fullmatch(value) is None:
-        raise InvalidArgument(f"id {value!r:.80} must match {_ID.pattern}")
-    return value
-
-
-def checked_type(value: object) -> str:
-    if not isinstance(value, str) or _TYPE.fullmatch(value) is None:
-        raise InvalidArgument(f"type {value!r:.80} must match {_TYPE.pattern}")
-    return value
-
-
-def encoded(envelope: Envelope) -> bytes:
-    """As it is written. InvalidArgument above 64 KiB, NotEncodable where its data has no such form."""
-    try:
-        payload = _ENCODER.encode(envelope)
-    except _NOT_ENCODABLE as error:
-        raise NotEncodable(f"an event's data cannot be encoded: {error}") from error
-    if len(payload) > MAX_EVENT:
-        raise InvalidArgument(f"an event must be at most {MAX_EVENT} bytes, got {len(payload)}")
-    return payload
-
-
-def packed(data: Any) -> msgspec.Raw:
-    """The data of an event, whatever the msgspec types in it. NotEncodable."""
-    try:
-        return msgspec.Raw(_ENCODER.encode(data))
-    except _NOT_ENCODABLE as error:
-        raise NotEncodable(f"an event's data cannot be encoded: {error}") from error
 
 
 class Recording(Protocol):
@@ -154,14 +101,14 @@ class Events:
         *,
         now_us: Callable[[], int],
         partition: Callable[[], int],
-        max_entries: int,
+        room: Room,
         max_buffered: int,
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._now_us = now_us
         self._partition = partition
-        self._max_entries = max_entries
+        self.room = room
         self._max_buffered = max_buffered
         self._lock = threading.Lock()
         self._buffer: deque[tuple[str, bytes]] = deque()
@@ -179,6 +126,7 @@ class Events:
             raise InvalidArgument(f"an event must be a mapping, got {event!r:.80}")
         event = dict(event)
         kind = checked_type(event.pop("type", None))
+        refuse_deep(event)
         return self.put(kind, event, id=id, counted=True).id
 
     def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> Put:  # noqa: A002
@@ -211,15 +159,15 @@ class Events:
             self._dropped_reported += dropped
             self.count_dropped(dropped, "buffer")
         while True:
-            if not len(self._outbox):
-                taken = self._take()
-                if not taken:
-                    return
+            if not len(self._outbox) and (taken := self._take()):
                 self._outbox.put(tuple(item for pair in taken for item in pair))
+            # Also with nothing new: whether what was sent lately has stayed, a quiet writer must ask.
             await self._outbox.deliver()
             if (lost := self._outbox.lost - self._lost_reported) > 0:
                 self._lost_reported = self._outbox.lost
                 self._metrics.increment_counter(names.BATCHES_LOST, lost, {"feature": "events"})
+            if not self._buffer and not len(self._outbox):
+                return
 
     def _take(self) -> list[tuple[str, bytes]]:
         """The oldest, as many as an entry takes."""
@@ -245,7 +193,8 @@ class Events:
             stream=keys.stream(partition),
             ledger=keys.ledger(partition),
             batch=number,
-            max_entries=self._max_entries,
+            max_entries=self.room.entries,
+            max_bytes=self.room.bytes,
             events=batch,
         )
         if dropped:
@@ -273,7 +222,8 @@ class Events:
                     seen_now=keys.seen(partition, generation),
                     seen_before=keys.seen(partition, generation - 1),
                     seen_next=keys.seen(partition, generation + 1),
-                    max_entries=self._max_entries,
+                    max_entries=self.room.entries,
+                    max_bytes=self.room.bytes,
                     keep_ms=_KEEP_SEEN_MS,
                     max_seen=MAX_SEEN,
                     events=some,
@@ -304,6 +254,7 @@ class Events:
         """A forked child: what was recorded before is its parent's."""
         self._lock = threading.Lock()
         self._buffer.clear()
+        self._recent.clear()
         self._buffered_bytes, self._dropped_reported = 0, self.dropped
         self._outbox.reset()
 

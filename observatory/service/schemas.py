@@ -7,8 +7,8 @@ import msgspec
 
 from .. import units
 from ..dimensions import checked
+from ..envelope import Envelope, checked_id, checked_type, encoded, new_id, packed
 from ..errors import InvalidArgument
-from ..features.events import Envelope, checked_id, checked_type, encoded, new_id, packed
 from ..features.rate_limiter import Decision, Limit, LimitRef, Override
 from ..llm.call import LLM_CALL, CallData, Usage
 from ..types import Identity

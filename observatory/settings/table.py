@@ -113,6 +113,16 @@ class EventsSettings(Section, frozen=True):
         int,
         Row("count", "stream entries kept per partition; beyond, the oldest are dropped and counted", least=1, most=10_000_000),
     ] = 10_000
+    max_bytes: Annotated[
+        int,
+        Row(
+            "bytes",
+            "payload kept on a stream per partition; beyond, likewise",
+            "bytes",
+            least=1_000_000,
+            most=1_000_000_000_000,
+        ),
+    ] = 268_435_456
     max_buffered: Annotated[int, Row("count", "events a process keeps while the store is away", least=1, most=10_000_000)] = (
         100_000
     )

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..errors import ObservatoryError
-from ..features.events import Envelope
+from ..envelope import Envelope
 from ..features.metrics.handles import Counter, Histogram
 from ..features.metrics.recorder import Recorder
 from ..features.metrics.waiting import Group
@@ -47,6 +46,7 @@ def _apply(
     first: str,
     to: str,
     trim_to: str,
+    bytes: int,  # noqa: A002
     applied: int,
     max_series: int,
     max_dead: int,
@@ -96,7 +96,7 @@ class Meaning:
             for id, payload in zip(fields[::2], fields[1::2], strict=True):  # noqa: A001
                 try:
                     self._one(payload)
-                except (msgspec.MsgspecError, ObservatoryError, ValueError, TypeError) as error:
+                except Exception as error:  # whatever it was given: no event stops a worker
                     self.buried.append((id, payload, f"{type(error).__name__}: {error}"[:500]))
 
     def _one(self, payload: bytes) -> None:
@@ -116,6 +116,11 @@ class Meaning:
         into.count(kind)
         self.applied += 1
 
+    @property
+    def series(self) -> int:
+        """How many of them it adds to, over all windows."""
+        return sum(into.recorder.size for into in self._windows.values())
+
     def groups(self) -> list[tuple[int, Group]]:
         """What is to be added, by window. Asked once."""
         return [(window, group) for window, into in sorted(self._windows.items()) for group in into.recorder.freeze()]
@@ -128,12 +133,13 @@ def after(entry: str) -> str:
 
 
 class Applied(NamedTuple):
-    """What became of a run. done False: somebody else was here. forgotten: dead letters that had to make room. unusual: see
-    Metrics.count_unusual."""
+    """What became of a run. done False: somebody else was here. forgotten: dead letters that had to make room. saved: events
+    that were counted as dropped before. unusual: see Metrics.count_unusual."""
 
     done: bool
     offset: str
     forgotten: int
+    saved: int
     unusual: list[Any]
 
 
@@ -141,7 +147,7 @@ async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], 
     """Add what the entries mean and move the offset past them."""
     keys, groups = store.keys, meaning.groups()
     last = entries[-1][0].decode()
-    done, stands_at, forgotten, *unusual = await _apply(
+    done, stands_at, forgotten, saved, *unusual = await _apply(
         store,
         stream=keys.stream(partition),
         offset=keys.offset(partition),
@@ -156,10 +162,11 @@ async def apply(store: Bulk, partition: int, offset: str, entries: list[Entry], 
         first=entries[0][0].decode(),
         to=last,
         trim_to=after(last),
+        bytes=sum(len(payload) for _, fields in entries for payload in fields[1::2]),
         applied=meaning.applied,
         max_series=meaning.max_series,
         max_dead=MAX_DEAD,
         buried=len(meaning.buried),
         deltas=[*(item for triple in meaning.buried for item in triple), *deltas(groups)],
     )
-    return Applied(bool(done), stands_at.decode(), forgotten, unusual)
+    return Applied(bool(done), stands_at.decode(), forgotten, saved, unusual)

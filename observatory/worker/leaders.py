@@ -38,10 +38,10 @@ class Leaders:
     async def stop(self) -> None:
         """Stop, and give every role up, so that nobody has to wait for the leases to run out."""
         await self.cancel()
-        for name in tuple(self._held):
-            self._held.pop(name)
-            await self._obs.leases.release(f"role:{name}")
+        held, self._held = tuple(self._held), {}
         self._tell()
+        for name in held:
+            await self._obs.leases.release(f"role:{name}")
 
     async def cancel(self) -> None:
         """Stop at once; leases run out by themselves."""

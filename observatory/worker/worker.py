@@ -1,7 +1,6 @@
 """The loop: partitions, streams, and the roles that one worker of the fleet has; and an orderly end."""
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 
 from ..background import Background, Job
@@ -70,23 +69,34 @@ class Worker:
         return drained
 
     async def stuck(self) -> str | None:
-        """Why this worker is of no use any more, as liveness has it: nothing was applied for so many seconds while something
-        waits on its partitions. A store that is away is not cured by a restart: then nobody can say, and it is None."""
-        silent = monotonic() - self.streams.progress_at
-        if EVENTS not in self.roles or silent < STALLED_AFTER:
+        """Why this worker is of no use any more, as liveness has it: of a partition of its own nothing was applied for so many
+        seconds while something waits there. A store that is away is not cured by a restart: nobody can say, and it is None.
+        """
+        silent = self.streams.silent(STALLED_AFTER) if EVENTS in self.roles else ()
+        if not silent:
             return None
-        store, held = self._obs.store, self.partitions.held()
+        store, waiting = self._obs.store, {}
         try:
             async with asyncio.timeout(1.0):
-                lengths = await asyncio.gather(*(store.command("XLEN", store.keys.stream(one)) for one in held))
+                for partition in silent:
+                    try:
+                        waiting[partition] = await store.command("XLEN", store.keys.stream(partition))
+                    except StoreUnavailable:
+                        raise
+                    except StoreError:
+                        # A stream that cannot even be measured; how much of it there is, nobody knows.
+                        waiting[partition] = 1
         except (StoreUnavailable, TimeoutError):
             return None
-        waiting = {partition: length for partition, length in zip(held, lengths, strict=True) if length}
+        waiting = {partition: length for partition, length in waiting.items() if length}
         if not waiting:
             return None
         where = ", ".join(map(str, waiting))
-        why = "; ".join(sorted(set(self.streams.troubles.values()))) or "the store refused nothing"
-        return f"no event was applied for {silent:.0f} s, and {sum(waiting.values())} entries wait on partitions {where}: {why}"
+        why = "; ".join(sorted({self.streams.troubles.get(one, "the store refused nothing") for one in waiting}))
+        seconds = monotonic() - self.streams.progress_at
+        return (
+            f"no event was applied for {seconds:.0f} s, and {sum(waiting.values())} entries wait on partitions {where}: {why}"
+        )
 
     async def _work(self) -> None:
         if EVENTS not in self.roles:
@@ -99,14 +109,17 @@ class Worker:
         try:
             async with asyncio.timeout(self._drain_timeout):
                 await self.streams.settle()
-                with contextlib.suppress(StoreError):
+                try:
                     await self.leaders.stop()
-                await self.partitions.release()
+                finally:
+                    await self.partitions.release()
+                # Who held nothing has not asked anybody yet.
+                await self._obs.store.ping()
                 return True
         except TimeoutError:
             INTERNAL.error("worker.drain_timeout (%g s) is over; what it holds runs out by itself", self._drain_timeout)
         except StoreError as error:
-            INTERNAL.warning("worker leaves its partitions to run out: %s", error)
+            INTERNAL.warning("worker leaves what it holds to run out: %s", error)
         finally:
             await self.streams.cancel()
             await self.leaders.cancel()

@@ -85,6 +85,41 @@ async def test_batches_that_a_failover_lost_are_sent_again(obs: Observatory) -> 
     assert outbox.lost == 0
 
 
+@pytest.mark.parametrize("how", ["flush", "close"])
+async def test_quiet_writer_of_events_asks_whether_they_stayed(
+    opening: Open, server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The store goes back, and the writer has nothing new to say: what it said lately is there again all the same."""
+    monkeypatch.setenv("OBSERVATORY_METRICS_FLUSH_EVERY", "3600")
+    eye, obs = await opening(), Observatory("x", redis_url=server.url, namespace=namespace)
+    async with obs:
+        keys, partition, writer = obs.store.keys, obs._lifetime.partition(), obs.events._outbox.writer
+        touched = [keys.event_writer(partition, writer), keys.stream(partition), keys.ledger(partition)]
+        obs.events.record({"type": "thing"})
+        await obs.flush()
+        earlier = [await obs.store.command("DUMP", key) for key in touched]
+        for _ in range(3):
+            obs.events.record({"type": "thing"})
+            await obs.flush()
+        for key, dump in zip(touched, earlier, strict=True):
+            await obs.store.command("RESTORE", key, 86_400_000 if "writer" in key else 0, dump, "REPLACE")
+        assert (await obs.events.lag())["accepted"] == 1
+        monkeypatch.setattr("observatory.store.outbox.ASK_AFTER", 0.0)
+        if how == "flush":
+            await obs.flush()
+            assert (await obs.events.lag())["accepted"] == 4
+    found = await eye.events.lag()
+    assert found["accepted"] == found["waiting"] == 4
+
+
+async def test_forked_child_records_ids_of_its_own(obs: Observatory) -> None:
+    """What its parent recorded under an id is nothing that the child has recorded."""
+    assert obs.events.put("thing", {}, id="one", counted=True).new
+    assert not obs.events.put("thing", {}, id="one", counted=True).new
+    obs.events.forget()
+    assert obs.events.put("thing", {}, id="one", counted=True).new
+
+
 async def test_batches_that_are_gone_are_counted(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failover that lost more than what is kept: the rest goes on under another identity, and the loss is a metric."""
     monkeypatch.setattr("observatory.store.outbox.KEEP_FOR", -1.0)

@@ -6,7 +6,7 @@ import sys
 import tracemalloc
 
 from observatory import Observatory
-from observatory.features.events import Envelope, encoded, new_id, packed
+from observatory.envelope import Envelope, encoded, new_id, packed
 from observatory.keys import WINDOW_US
 from observatory.llm import CallData
 from observatory.llm.call import LLM_CALL

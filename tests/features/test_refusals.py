@@ -3,7 +3,7 @@
 import pytest
 
 from observatory import InvalidArgument, Observatory
-from observatory.features.events import Envelope, encoded, new_id, packed
+from observatory.envelope import Envelope, encoded, new_id, packed
 from observatory.llm import CallData
 from observatory.worker import Worker
 from observatory.worker.apply import Meaning

@@ -23,6 +23,7 @@ FLOORS = {
     "rooms": 0,
     "redaction": 0.1,
     "otlp": 0.2,
+    "envelope": 0.2,
     "settings": 1,
     "tracing": 1.05,
     "logs": 1.1,  # a line carries the span's ids

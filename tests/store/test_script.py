@@ -44,11 +44,12 @@ def test_variadic_slots_are_spread_in_header_order() -> None:
         ledger: str,
         batch: int,
         max_entries: int,
+        max_bytes: int,
         events: Sequence[str],
     ) -> None: ...
 
-    append(Runner(), ledger="l", stream="s", watermark="w", events=["i", "p"], max_entries=5, batch=1)
-    assert seen == [("events/append", ["w", "s", "l"], [1, 5, "i", "p"])]
+    append(Runner(), ledger="l", stream="s", watermark="w", events=["i", "p"], max_entries=5, max_bytes=6, batch=1)
+    assert seen == [("events/append", ["w", "s", "l"], [1, 5, 6, "i", "p"])]
 
 
 async def test_error_inside_a_script_is_ours(obs: Observatory) -> None:

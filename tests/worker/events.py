@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from observatory import Observatory
-from observatory.features.events import Envelope, encoded, new_id, packed
+from observatory.envelope import Envelope, encoded, new_id, packed
 from observatory.llm import CallData, Usage
 from observatory.worker import Worker
 

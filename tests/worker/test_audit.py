@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from observatory import Limit, Metric, Observatory
+from observatory.envelope import new_id
 from observatory.errors import StoreUnavailable
 from observatory.features import survey
-from observatory.features.events import new_id
 from observatory.features.rate_limiter import ledger
 from observatory.features.rate_limiter.ledger import Reservations, reservations
 from observatory.worker import Worker
@@ -73,30 +73,6 @@ async def test_what_is_lost_shows(opening: Open, monkeypatch: pytest.MonkeyPatch
     await obs.store.command("DEL", keys.dead(0))
     await audit.step(1)
     assert await gauges(obs, "observatory_conservation_drift") == {"events": -2, "dead_letters": 1, "reservations": 0}
-
-
-async def test_long_stream_is_counted_by_pages(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly, while events come in; and not at all while it is being worked off."""
-    monkeypatch.setattr(survey, "PAGE", 10)
-    monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "1")
-    obs = await opening()
-    for _ in range(120):
-        await obs.events.accept([call() for _ in range(3)])
-    drift, _ = await asyncio.gather(survey.drift(obs.store, 0), obs.events.accept([call() for _ in range(2_000)]))
-    assert drift == (0, 0)
-    real = survey._survey
-    seen = 0
-
-    async def meddling(*given: object, **slots: object) -> object:
-        nonlocal seen
-        seen += 1
-        if seen == 3:
-            await obs.store.command("HINCRBY", obs.store.keys.ledger(0), "applied", 1)
-        return await real(*given, **slots)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(survey, "_survey", meddling)
-    assert await survey.drift(obs.store, 0) is None
-    assert seen == 3
 
 
 async def test_holds_are_reserved_once_and_end_once(opening: Open, server: Server, namespace: str, tmp_path: Path) -> None:
@@ -173,7 +149,7 @@ WRITER = """
 import asyncio, os, signal, sys
 from observatory import Observatory
 from observatory.errors import StoreError
-from observatory.features.events import Envelope, encoded, new_id, packed
+from observatory.envelope import Envelope, encoded, new_id, packed
 from observatory.llm import CallData, Usage
 
 STOP = False

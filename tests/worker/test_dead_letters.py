@@ -10,10 +10,10 @@ import httpx2
 import pytest
 
 from observatory import Metric, Observatory
+from observatory.envelope import Envelope, encoded, new_id, packed
 from observatory.errors import InvalidArgument, NotFound, StoreUnavailable
 from observatory.features import survey
 from observatory.features.dead_letters import DeadLetter
-from observatory.features.events import Envelope, encoded, new_id, packed
 from observatory.service.app import build
 from observatory.worker import Worker
 from observatory.worker.apply import Meaning

@@ -6,12 +6,16 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from observatory import Metric, Observatory
-from observatory.features.events import ENTRY_BYTES, Envelope, encoded, new_id, packed
+from observatory.envelope import Envelope, encoded, new_id, packed
+from observatory.features.events import ENTRY_BYTES
 from observatory.worker import Worker, presence_of
+from observatory.worker import apply as apply_of
+from observatory.worker.streams import MOST_SERIES
 from tests.conftest import Open
 from tests.servers import Server, environment, process, wait_until
 from tests.worker.events import call, settled, until, working
@@ -119,6 +123,64 @@ async def test_one_sick_partition_does_not_hold_up_the_others(opening: Open) -> 
         await obs.store.command("DEL", sick)
         found = await settled(obs, 440)
     assert (found["applied"], found["dead"]) == (400, 40)
+
+
+async def test_what_was_read_while_an_apply_failed_is_read_again(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reading outlasts the apply that is under way, and the applies of a while are refused: the worker goes on."""
+    monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "1")
+    obs = await opening(role="worker")
+    sick = obs.store.keys.metric_names(0)
+    await obs.store.command("SET", sick, "not a hash", "PX", 60_000)
+    for _ in range(20):
+        await obs.events.accept([call() for _ in range(3)])
+    worker = Worker(obs, ["events"], concurrency=4)
+    real = obs.store.command
+
+    async def slow(*command: str, **link: Any) -> Any:
+        reply = await real(*command, **link)
+        if command[0] in ("XREAD", "GET") and worker.streams._under_way:
+            await asyncio.wait(worker.streams._under_way.values())
+        return reply
+
+    monkeypatch.setattr(obs.store, "command", slow)
+    async with working(worker):
+        await until(lambda: worker.streams.troubles, "it is refused")
+        await asyncio.sleep(1.2)
+        await real("DEL", sick)
+        assert (await settled(obs, 60))["applied"] == 60
+
+
+async def test_no_run_holds_the_server_for_long(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,500 calls, each in a window of its own: runs end where they touch enough, between two entries; each counts once."""
+    monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "1")
+    obs = await opening(role="worker")
+    now_us = obs.store.server_us() or 0
+    await obs.events.accept([call(at_us=now_us - number * 20_000_000) for number in range(1_500)])
+    sizes: list[int] = []
+    real = apply_of._apply
+
+    def counting(*given: Any, **slots: Any) -> Any:
+        sizes.append(len(slots["targets"]) // 2)
+        return real(*given, **slots)
+
+    monkeypatch.setattr(apply_of, "_apply", counting)
+    async with working(Worker(obs, ["events"])):
+        assert (await settled(obs, 1_500))["applied"] == 1_500
+    assert max(sizes) <= MOST_SERIES + 100 * 7
+    assert (await obs.metrics.query(Metric.REQUESTS_TOTAL, since="10h")).value == 1_500
+
+
+@pytest.mark.parametrize("roles", [["audit"], ["events"], ["events", "audit"]])
+async def test_drain_without_a_store_is_not_in_order(own_server: Server, namespace: str, roles: list[str]) -> None:
+    """Whatever it held, or nothing: it could not give it back."""
+    async with Observatory("test", redis_url=own_server.url, namespace=namespace, role="worker") as obs:
+        worker, stop = Worker(obs, roles), asyncio.Event()
+        task = asyncio.create_task(worker.run(stop))
+        await until(lambda: worker.partitions.held() or worker.leaders.leads, "it has something")
+        own_server.stop()
+        await asyncio.sleep(0.3)
+        stop.set()
+        assert await task is False
 
 
 async def test_big_events_do_not_make_a_worker_big(opening: Open, server: Server, namespace: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from observatory import Metric, Observatory
-from observatory.features.events import Envelope, encoded, packed
+from observatory.envelope import Envelope, encoded, packed
 from observatory.llm import CallData, Usage
 from observatory.llm.call import LLM_CALL
 from observatory.worker import Worker

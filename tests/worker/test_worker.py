@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from observatory import Metric, Observatory
-from observatory.features.events import Envelope, encoded, new_id, packed
+from observatory.envelope import Envelope, encoded, new_id, packed
 from observatory.worker import Worker
 from observatory.worker.apply import Meaning, apply
 from tests.conftest import Open

@@ -168,6 +168,11 @@ class Recorder:
                 f"metric {metric} is a {known} here, and cannot be a {definition.kind} too", remedy="Give it another name"
             )
 
+    @property
+    def size(self) -> int:
+        """Series, of all metrics."""
+        return sum(len(table.series) for table in self._tables.values())
+
     def _enter(self, metric: str, definition: Definition) -> Table:
         table = self._tables[metric] = Table(metric, definition)
         known: dict[Kind, dict[str, Any]] = {"counter": self._counters, "gauge": self._gauges, "histogram": self._histograms}
