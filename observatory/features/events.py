@@ -33,13 +33,6 @@ MAX_BUFFERED_BYTES = 64 * 2**20
 """Bytes that a process keeps while the store is away, however few events they are."""
 
 
-class Put(NamedTuple):
-    """What became of an event that was buffered: its id, and whether it had not been recorded here lately."""
-
-    id: str
-    new: bool
-
-
 class Room(NamedTuple):
     """What a partition's stream may hold before its oldest entries go."""
 
@@ -127,23 +120,22 @@ class Events:
         event = dict(event)
         kind = checked_type(event.pop("type", None))
         refuse_deep(event)
-        return self.put(kind, event, id=id, counted=True).id
+        return self.put(kind, event, dimensions.current(), id=id, counted=True)[0]
 
-    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> Put:  # noqa: A002
-        """Buffer one event. `counted`: its metrics are written by this process; of two threads with one id, one hears `new`."""
+    def put(self, kind: str, data: Any, about: Mapping[str, str], *, id: str | None, counted: bool) -> tuple[str, bool]:  # noqa: A002
+        """Buffer one event. Returns its id, and whether it had not been recorded here lately: of two threads with one id, one
+        hears so. about: its dimensions. counted: its metrics are written by this process."""
         known = new_id() if id is None else checked_id(id)
-        bound = dimensions.current()
-        around = {**bound, **about} if about else dict(bound) if bound else {}
-        payload = encoded(Envelope(kind, self._now_us(), data, around, counted))
+        payload = encoded(Envelope(kind, self._now_us(), data, dict(about) if about else {}, counted))
         with self._lock:
             if id is not None and self._seen(known):
-                return Put(known, new=False)
+                return known, False
             self._buffer.append((known, payload))
             self._buffered_bytes += len(payload)
             while len(self._buffer) > self._max_buffered or self._buffered_bytes > MAX_BUFFERED_BYTES:
                 self._buffered_bytes -= len(self._buffer.popleft()[1])
                 self.dropped += 1
-        return Put(known, True)
+        return known, True
 
     def _seen(self, known: str) -> bool:
         if known in self._recent:

@@ -225,19 +225,10 @@ class Meters:
             meter.unpriced.add(1)
 
 
-class Claim(Protocol):
-    """The id that an event got, and whether it is this caller's."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def new(self) -> bool: ...
-
-
 class Recording(Protocol):
     """What recording a call needs of the events."""
 
-    def put(self, kind: str, data: Any, *, id: str | None, counted: bool, about: Mapping[str, str] | None = None) -> Claim: ...  # noqa: A002
+    def put(self, kind: str, data: Any, about: Mapping[str, str], *, id: str | None, counted: bool) -> tuple[str, bool]: ...  # noqa: A002
 
 
 class Calls:
@@ -282,14 +273,15 @@ class Calls:
             trace_id,
         )
         call.check_texts()
-        about = bound.checked(dimensions) if dimensions else None
-        claim = self._events.put(LLM_CALL, call, id=id, counted=True, about=about)
-        if claim.new:
-            known = {**bound.current(), **about} if about else bound.current()
+        known = bound.current()
+        if dimensions:
+            known = {**known, **bound.checked(dimensions)}
+        claimed, is_new = self._events.put(LLM_CALL, call, known, id=id, counted=True)
+        if is_new:
             self._meters.measure(call, known, nano_usd)
             if trace_id is not None:
                 base = self._meters.labels(call, known)
                 self._metrics.exemplify(Metric.REQUEST_LATENCY, latency, base)
                 if time_to_first_token is not None:
                     self._metrics.exemplify(names.FIRST_TOKEN, time_to_first_token, base)
-        return claim.id
+        return claimed

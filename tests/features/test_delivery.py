@@ -114,10 +114,10 @@ async def test_quiet_writer_of_events_asks_whether_they_stayed(
 
 async def test_forked_child_records_ids_of_its_own(obs: Observatory) -> None:
     """What its parent recorded under an id is nothing that the child has recorded."""
-    assert obs.events.put("thing", {}, id="one", counted=True).new
-    assert not obs.events.put("thing", {}, id="one", counted=True).new
+    assert obs.events.put("thing", {}, {}, id="one", counted=True)[1]
+    assert not obs.events.put("thing", {}, {}, id="one", counted=True)[1]
     obs.events.forget()
-    assert obs.events.put("thing", {}, id="one", counted=True).new
+    assert obs.events.put("thing", {}, {}, id="one", counted=True)[1]
 
 
 async def test_batches_that_are_gone_are_counted(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
