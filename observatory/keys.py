@@ -140,7 +140,7 @@ class Keys:
     def gauges(self, partition: int, writer: str) -> Key:  # hash: metric + series -> the writer's current value
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:gauge:{writer}")
 
-    def gauge_writers(self, partition: int) -> Key:  # zset: writer, by the moment it last wrote (us)
+    def gauge_writers(self, partition: int) -> Key:  # zset: writer, by the moment until which its gauges stand (us)
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:gauges")
 
     def exemplars(self, partition: int, generation: int) -> Key:  # hash: metric + series -> JSON of one call to look at

@@ -175,8 +175,15 @@ def moment_us(value: datetime | str, now_us: int, what: str = "moment") -> int:
             ) from None
         if value.tzinfo is None and len(text) == 10:
             value = value.replace(tzinfo=UTC)
+        if value.tzinfo is None:
+            raise InvalidArgument(
+                f"{what}: {text!r:.80} does not say its time zone", remedy=f'Write "{value.isoformat()}Z" for UTC'
+            )
     if not isinstance(value, datetime) or value.tzinfo is None:
-        raise InvalidArgument(f"{what} must be an aware datetime or a string, got {shown(value, 80)}")
+        raise InvalidArgument(
+            f"{what} must be an aware datetime or a string, got {shown(value, 80)}",
+            remedy='Give it a time zone, as in datetime.now(timezone.utc); or write an age such as "1h"',
+        )
     us = (value - _EPOCH) // timedelta(microseconds=1)
     return _in_range(us, what)
 

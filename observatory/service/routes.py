@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from ..errors import InvalidArgument, ObservatoryError, StoreError
 from ..features.metrics import Result, openmetrics
+from ..features.metrics.query import ALL_SERIES
 from . import body, dead_letters, limiter
 from .schemas import CheckAnswer, EventBody, EventsAnswer, ReadyAnswer, Rejected, event
 from .table import Answer, Endpoint, State
@@ -34,9 +35,9 @@ async def events(state: State, request: Request) -> Answer:
 
 async def query(state: State, request: Request) -> Answer:
     wanted = request.query_params
-    unknown = set(wanted) - {"metric", "stat", "by", "where", "since", "until", "step", "top"}
-    if unknown:
-        raise InvalidArgument(f"unknown parameter {min(unknown)!r:.40}")
+    known = [name for name, _ in _QUERY]
+    if unknown := wanted.keys() - set(known):
+        raise InvalidArgument(f"unknown parameter {min(unknown)!r:.40}", remedy=f"There are {', '.join(known)}")
     if "metric" not in wanted:
         raise InvalidArgument("metric is missing", remedy="Add ?metric=observatory_requests_total")
     found = await state.obs.metrics.query(
@@ -63,8 +64,8 @@ def _seconds(text: str | None) -> float | None:
 def _whole(text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isdecimal() or len(text) > 9:
-        raise InvalidArgument(f"top must be a whole number, got {text!r:.20}")
+    if not text.isdecimal() or not 0 < int(text[:10]) < 10**9:
+        raise InvalidArgument(f"top must be a whole number from 1 to 999999999, got {text!r:.20}", remedy=ALL_SERIES)
     return int(text)
 
 

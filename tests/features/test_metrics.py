@@ -2,6 +2,7 @@
 
 import math
 import random
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -220,6 +221,30 @@ async def test_wrong_question_says_what_is_wrong(obs: Observatory, asked: dict[s
     await obs.flush()
     with pytest.raises(InvalidArgument, match=says):
         await obs.metrics.query(**{"metric": COUNTER, **asked})
+
+
+@pytest.mark.parametrize(
+    ("asked", "says", "remedy"),
+    [
+        ({"since": "2026-01-01T00:00:00"}, "does not say its time zone", 'Write "2026-01-01T00:00:00Z" for UTC'),
+        ({"until": "20260101T1200"}, "until: '20260101T1200' does not say", 'Write "2026-01-01T12:00:00Z" for UTC'),
+        ({"since": datetime(2026, 1, 1)}, "must be an aware datetime", "Give it a time zone"),  # noqa: DTZ001
+        ({"since": "1h", "until": "2h"}, "since must be before until: it is at 20", "an earlier since"),
+        ({"since": "9000-01-01"}, "since must be before until: it is in the future", "an earlier since"),
+        ({"since": "4000d"}, "at most 730 d ago", 'write "730d"'),
+        ({"where": 'model=~"("'}, "is not a regular expression", 'model=~"gpt-.*"'),
+        ({"top": -1}, "top must be a whole number above 0, got -1", "Leave top out"),
+        ({"since": "2d", "step": 1e-6}, "step must be a multiple of", "Ask with step="),
+    ],
+)
+async def test_wrong_question_says_what_would_do(obs: Observatory, asked: dict[str, Any], says: str, remedy: str) -> None:
+    """In words of its own, not in ours."""
+    obs.metrics.increment_counter(COUNTER)
+    await obs.flush()
+    with pytest.raises(InvalidArgument) as refused:
+        await obs.metrics.query(**{"metric": COUNTER, **asked})
+    assert says in refused.value.message
+    assert remedy in (refused.value.remedy or "")
 
 
 async def test_record_request_writes_every_metric(obs: Observatory) -> None:

@@ -237,12 +237,13 @@ async def test_many_series_are_several_requests(
     obs: Observatory, opening: Open, receiver: Receiver, sending: Callable[[str], None]
 ) -> None:
     """None is missing, none is sent twice, and all of them are of one moment."""
+    for number in range(1500):
+        obs.metrics.increment_counter("test_total", number + 1, {"n": str(number)})
+        obs.metrics.increment_counter("test_other_total", number + 1, {"n": str(number)})
+    await obs.flush()
+    # Only then: while it is flushed, portions of it are told.
     sending(receiver.http)
     one = await opening()
-    for number in range(1500):
-        one.metrics.increment_counter("test_total", number + 1, {"n": str(number)})
-        one.metrics.increment_counter("test_other_total", number + 1, {"n": str(number)})
-    await one.flush()
     await until(lambda: one.otlp.sent)
     told = receiver.told("test_")
     at = told[0].points[0].at

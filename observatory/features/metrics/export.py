@@ -43,7 +43,9 @@ class Export:
 
     # the fleet's
     async def fleet(self) -> list[Family]:
-        """Lifetime totals, and gauges as the sum over live processes. StoreUnavailable, also while gaps are refilled."""
+        """Lifetime totals, and gauges as the sum over live processes and those killed in the last ten seconds.
+
+        StoreUnavailable, also while gaps are refilled."""
         store = self._store()
         life = await self.gaps.refuse(store)
         known = await read.definitions(store)

@@ -10,6 +10,8 @@ from ...errors import InvalidArgument
 
 _MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
 
+_REGULAR = 'Write it as RE2 has it: model=~"gpt-.*"; for a sign itself put it in brackets: "[(]"'
+
 Labels = Mapping[str, str]
 Matcher = Callable[[Labels], bool]
 
@@ -64,5 +66,5 @@ def _fits(operator: str, value: str) -> Callable[[str], bool]:
         pattern = re2.compile(value, options=options)
     except re2.error as error:
         why = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
-        raise InvalidArgument(f"where: {value!r:.60} is not a regular expression ({why!s:.80})") from None
+        raise InvalidArgument(f"where: {value!r:.60} is not a regular expression ({why!s:.80})", remedy=_REGULAR) from None
     return lambda label: bool(pattern.fullmatch(label)) == (operator == "=~")

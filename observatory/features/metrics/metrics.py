@@ -265,7 +265,8 @@ class Metrics:
         """What the fleet has recorded. No data is None, never 0.
 
         stat: total, rate (counters); count, sum, avg, rate, p50 … p99.9 (histograms); sum, avg, min, max (gauges, over
-        the live processes, now). where: {"model": "gpt-4o"} or PromQL matchers. step: seconds, for points instead of one value.
+        the live processes, now; a killed one's for 10 s more). where: {"model": "gpt-4o"} or PromQL matchers.
+        step: seconds, for points instead of one value.
         Answered in whole 10 s windows: `since` is rounded down, `until` up (not beyond now); rates are over what that covers.
         InvalidArgument names what is wrong; StoreUnavailable: ask again.
         """

@@ -30,6 +30,7 @@ STATS = {
 }
 AT_ONCE = 128 * 1024
 """Bytes of blocks that are read on the loop; more, and a thread does it."""
+ALL_SERIES = "Leave top out for all series"
 _QUANTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,4})?|100)")
 
 Group = tuple[str, ...]
@@ -162,7 +163,7 @@ async def ask(
         raise InvalidArgument(f"stat must be a text, got {units.shown(stat)}", remedy='Write "total", or "p95" of a histogram')
     fits = matchers(where)
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
-        raise InvalidArgument(f"top must be a whole number above 0, got {units.shown(top, 40)}")
+        raise InvalidArgument(f"top must be a whole number above 0, got {units.shown(top, 40)}", remedy=ALL_SERIES)
     span = Span.of(since, until, step, store.server_us() or 0)
     groups = _Groups(by, fits)
 

@@ -36,10 +36,15 @@ class Span(NamedTuple):
         until_us = units.moment_us(until, now_us, "until")
         since_us = units.moment_us(since, now_us, "since")
         if since_us >= until_us:
-            raise InvalidArgument("since must be before until")
+            lies = "in the future" if since_us > now_us else f"at {units.moment(since_us):%Y-%m-%dT%H:%M:%SZ}"
+            raise InvalidArgument(
+                f"since must be before until: it is {lies}, until at {units.moment(until_us):%Y-%m-%dT%H:%M:%SZ}",
+                remedy='Write an earlier since; an age is counted back from now: "1h" is an hour ago',
+            )
         age_us = now_us - since_us
         if age_us > DAY.keep_us:
-            raise InvalidArgument(f"since must be at most {DAY.keep_us // DAY.window_us} d ago")
+            days = DAY.keep_us // DAY.window_us
+            raise InvalidArgument(f"since must be at most {days} d ago", remedy=f'Nothing older is kept: write "{days}d"')
         grain = next(level for level in LEVELS if age_us <= level.keep_us)
         whole = grain
         step_us = None if step is None else units.microseconds(step, "step")
@@ -51,7 +56,9 @@ class Span(NamedTuple):
                     remedy=f"Ask with step={seconds}, or with a later since",
                 )
             if (until_us - since_us) // step_us > MAX_POINTS:
-                raise InvalidArgument(f"step is too small: more than {MAX_POINTS} points")
+                raise InvalidArgument(
+                    f"step is too small: more than {MAX_POINTS} points", remedy="Write a longer step, or a later since"
+                )
             whole = next(level for level in reversed(LEVELS) if step_us % level.window_us == 0)
         since_us -= since_us % whole.window_us
         end_us = until_us + -until_us % whole.window_us
