@@ -1,5 +1,6 @@
 """Examples: of series that there are, in bounded numbers, from any thread; what goes wrong with one is its own loss."""
 
+import asyncio
 import sys
 import threading
 from collections.abc import Iterator
@@ -103,14 +104,15 @@ async def test_threads_may_tell_of_examples_while_they_are_sent(quiet: Observato
         with quiet.span("call"):
             while not stop.is_set():
                 number += 1
-                quiet.metrics.exemplify("test_seconds", 0.5, {"n": str(number % 997), "of": str(thread)})
+                quiet.metrics.exemplify("test_seconds", 0.5, {"n": f"{number % 997:0100}", "of": str(thread)})
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
     for one in threads:
         one.start()
     try:
-        for _ in range(100):
+        for _ in range(200):
             await quiet.metrics.flush()
+            await asyncio.sleep(0.005)  # for as many as there may be
     finally:
         stop.set()
         for one in threads:
