@@ -23,7 +23,7 @@ _POLL = 0.1
 """Seconds between two looks at streams that cannot be waited for at once."""
 _REST = 0.5
 """Seconds that a partition is left alone after the store refused it."""
-MOST_ADDITIONS = 1000
+MOST_ADDITIONS = 2000
 """Additions of one apply, about: the run ends with the entry that reaches them, so that no script holds the server for long. An
 entry by itself has at most 100 events."""
 

@@ -169,7 +169,7 @@ async def test_no_run_holds_the_server_for_long(opening: Open, monkeypatch: pyte
     monkeypatch.setattr(apply_of, "_apply", counting)
     async with working(Worker(obs, ["events"])):
         assert (await settled(obs, 4_500))["applied"] == 4_500
-    # An entry of 100 calls in 100 windows makes about 2,000; of each group there are two items more than its pairs.
+    # An entry of 100 calls in 100 windows makes about 3,000; of each group there are two items more than its pairs.
     assert max(sizes) <= MOST_ADDITIONS + 2_500
     assert len(sizes) < 45, "and no sooner"
     assert (await obs.metrics.query(Metric.REQUESTS_TOTAL, since="10h")).value == 4_500
