@@ -117,8 +117,8 @@ class Meaning:
         self.applied += 1
 
     @property
-    def series(self) -> int:
-        """How many of them it adds to, over all windows."""
+    def size(self) -> int:
+        """About how many additions it makes, over all windows."""
         return sum(into.recorder.size for into in self._windows.values())
 
     def groups(self) -> list[tuple[int, Group]]:

@@ -23,9 +23,9 @@ _POLL = 0.1
 """Seconds between two looks at streams that cannot be waited for at once."""
 _REST = 0.5
 """Seconds that a partition is left alone after the store refused it."""
-MOST_SERIES = 300
-"""Series that one apply adds to, over all windows: the run ends with the entry that reaches it, so that no script holds the
-server for long. An entry by itself has at most 100 events."""
+MOST_ADDITIONS = 2000
+"""Additions of one apply, about: the run ends with the entry that reaches them, so that no script holds the server for long. An
+entry by itself has at most 100 events."""
 
 
 class _Run(NamedTuple):
@@ -215,7 +215,7 @@ class Streams:
         while rest:
             meaning = Meaning(settings.dimensions, self._obs.store.server_us() or 0, settings.max_series)
             taken: list[Entry] = []
-            while rest and meaning.series < MOST_SERIES:
+            while rest and meaning.size < MOST_ADDITIONS:
                 taken.append(rest.popleft())
                 meaning.read(taken[-1:])
             run = _Run(partition, begin, taken, meaning)

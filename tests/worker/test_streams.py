@@ -13,9 +13,10 @@ import pytest
 from observatory import Metric, Observatory
 from observatory.envelope import Envelope, encoded, new_id, packed
 from observatory.features.events import ENTRY_BYTES
+from observatory.llm import CallData
 from observatory.worker import Worker, presence_of
 from observatory.worker import apply as apply_of
-from observatory.worker.streams import MOST_SERIES
+from observatory.worker.streams import MOST_ADDITIONS
 from tests.conftest import Open
 from tests.servers import Server, environment, process, wait_until
 from tests.worker.events import call, settled, until, working
@@ -151,23 +152,27 @@ async def test_what_was_read_while_an_apply_failed_is_read_again(opening: Open, 
 
 
 async def test_no_run_holds_the_server_for_long(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1,500 calls, each in a window of its own: runs end where they touch enough, between two entries; each counts once."""
+    """Calls that each have a window, or a bucket, of their own: runs end where they add enough, between two entries."""
     monkeypatch.setenv("OBSERVATORY_EVENTS_PARTITIONS", "1")
     obs = await opening(role="worker")
     now_us = obs.store.server_us() or 0
     await obs.events.accept([call(at_us=now_us - number * 20_000_000) for number in range(1_500)])
+    long = (CallData("openai", f"m{number % 20}", latency=1.01 ** (number % 1_500)) for number in range(3_000))
+    await obs.events.accept([(new_id(), encoded(Envelope("llm_call", now_us, packed(one)))) for one in long])
     sizes: list[int] = []
     real = apply_of._apply
 
     def counting(*given: Any, **slots: Any) -> Any:
-        sizes.append(len(slots["targets"]) // 2)
+        sizes.append(len(slots["deltas"]) // 2)
         return real(*given, **slots)
 
     monkeypatch.setattr(apply_of, "_apply", counting)
     async with working(Worker(obs, ["events"])):
-        assert (await settled(obs, 1_500))["applied"] == 1_500
-    assert max(sizes) <= MOST_SERIES + 100 * 7
-    assert (await obs.metrics.query(Metric.REQUESTS_TOTAL, since="10h")).value == 1_500
+        assert (await settled(obs, 4_500))["applied"] == 4_500
+    # An entry of 100 calls in 100 windows makes about 3,000; of each group there are two items more than its pairs.
+    assert max(sizes) <= MOST_ADDITIONS + 2_500
+    assert len(sizes) < 45, "and no sooner"
+    assert (await obs.metrics.query(Metric.REQUESTS_TOTAL, since="10h")).value == 4_500
 
 
 @pytest.mark.parametrize("roles", [["audit"], ["events"], ["events", "audit"]])

@@ -63,6 +63,11 @@ class Series:
         del pending[:number]
         return taken
 
+    @property
+    def size(self) -> int:
+        """About how many additions it makes."""
+        return 1
+
     def fold(self) -> None:
         """What is pending becomes part of the sums."""
 
@@ -125,6 +130,11 @@ class HistogramSeries(Series):
         self.nano = self.count = self.zero = 0
         self.buckets: Counter[int] = Counter()
         """By the number of the upper bound, which is the index and one."""
+
+    @property
+    def size(self) -> int:
+        self.fold()
+        return 2 + len(self.buckets)
 
     def fold(self) -> None:
         taken = self._drained()
