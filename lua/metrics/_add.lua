@@ -102,7 +102,7 @@ local function add_groups(target, at, names, sizes, open, now_us, max_series)
           if verdicts[text] == nil then
             verdicts[text] = is_known(kind, total, field, text)
             if not verdicts[text] then
-              size = size or tonumber(redis.call('HGET', sizes, metric) or 0)
+              size = size or tonumber(redis.call('HGET', sizes, metric)) or 0
               if text == OVERFLOW or size < max_series then
                 size, verdicts[text] = size + 1, true
               end

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 --[[
 metrics/roll: put the blocks of one metric's hour (or day) into one, exactly once.
 

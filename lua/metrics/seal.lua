@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 --[[
 metrics/seal: put the open windows of one metric's minute (or, long after, hour) into blocks, exactly once.
 

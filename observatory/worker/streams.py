@@ -61,14 +61,11 @@ class Streams:
         """Partitions that had more than was taken of them."""
         self.applied = 0
         """Events that were applied from here."""
+        self.applied_at = monotonic()
+        """When the last of them were."""
         self._progress: dict[int, float] = {}
         self.troubles: dict[int, str] = {}
         """What the store last said of partitions that it refuses."""
-
-    @property
-    def progress_at(self) -> float:
-        """When of each partition that is held something was applied, or there was nothing to apply."""
-        return min(self._progress.values(), default=monotonic())
 
     def silent(self, seconds: float) -> list[int]:
         """The partitions of which nothing was applied for so long, though something may lie there."""
@@ -240,6 +237,7 @@ class Streams:
             return False
         if done.done:
             self.applied += meaning.applied
+            self.applied_at = monotonic()
             self._went_on(partition)
         self._obs.metrics.count_unusual("worker", *done.unusual)
         if done.saved:

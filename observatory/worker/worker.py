@@ -69,11 +69,12 @@ class Worker:
         return drained
 
     async def stuck(self) -> str | None:
-        """Why this worker is of no use any more, as liveness has it: of a partition of its own nothing was applied for so many
-        seconds while something waits there. A store that is away is not cured by a restart: nobody can say, and it is None.
+        """Why this worker is of no use any more, as liveness has it: nothing was applied for so many seconds while something
+        waits on a partition of its own. A store that is away is not cured by a restart: nobody can say, and it is None. Nor is
+        one partition that the store refuses, as long as the others go on: its trouble is in the log, its lag in the metrics.
         """
         silent = self.streams.silent(STALLED_AFTER) if EVENTS in self.roles else ()
-        if not silent:
+        if not silent or monotonic() - self.streams.applied_at < STALLED_AFTER:
             return None
         store, waiting = self._obs.store, {}
         try:
@@ -93,7 +94,7 @@ class Worker:
             return None
         where = ", ".join(map(str, waiting))
         why = "; ".join(sorted({self.streams.troubles.get(one, "the store refused nothing") for one in waiting}))
-        seconds = monotonic() - self.streams.progress_at
+        seconds = monotonic() - self.streams.applied_at
         return (
             f"no event was applied for {seconds:.0f} s, and {sum(waiting.values())} entries wait on partitions {where}: {why}"
         )

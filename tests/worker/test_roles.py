@@ -248,7 +248,7 @@ async def test_store_that_is_away_is_no_fault_of_a_worker(
             await asyncio.sleep(1.2)
             assert await worker.stuck() is None
             own_server.start()
-            await until(lambda: monotonic() - worker.streams.progress_at < 0.5, "it goes on", 10)
+            await until(lambda: not worker.streams.silent(0.5), "it goes on", 10)
 
 
 async def test_probes_of_a_process(own_server: Server, namespace: str) -> None:

@@ -135,7 +135,7 @@ async def test_letters_stay_where_they_are_when_they_cannot_be_moved(alone: Obse
 async def test_partition_that_cannot_be_read_stops_itself_alone(
     opening: Open, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    """The others are worked off, liveness tells of it though they go on, and it goes on when it is well again."""
+    """The others are worked off; liveness tells of it once they have nothing more; and it goes on when it is well again."""
     monkeypatch.setattr("observatory.worker.worker.STALLED_AFTER", 1.0)
     obs = await opening(role="worker")
     keys = obs.store.keys
@@ -154,6 +154,8 @@ async def test_partition_that_cannot_be_read_stops_itself_alone(
             assert list(worker.streams.troubles) == [2]
             more = (call() for _ in range(400))
             await obs.events.accept([one for one in more if keys.partition_of(one[0]) != 2])
+        assert await worker.stuck() is None, "a restart would help nobody while the others go on"
+        await asyncio.sleep(1.1)
         assert "wait on partitions 2: the store answered: " in (await worker.stuck() or "")
         await mend(obs, key, aside)
         accepted = (await obs.events.lag())["accepted"]
