@@ -224,12 +224,15 @@ async def test_sums_are_held_back_while_the_store_is_refilled(
     await one.flush()
     await until(lambda: len(receiver.told("test_total")) >= 2)
     key = one.store.keys.metric_flushes(one._lifetime.partition())
-    await one.store.command("DECR", key)
+    # More than the batches that come meanwhile.
+    await one.store.command("INCRBY", key, 1000)
+    await asyncio.sleep(2.5)
+    await one.store.command("DECRBY", key, 1000)
     await asyncio.sleep(0.5)
     seen = len(receiver.told())
     await asyncio.sleep(3)
     assert len(receiver.told()) == seen
-    await one.store.command("INCR", key)
+    await one.store.command("INCRBY", key, 1000)
     await until(lambda: len(receiver.told()) > seen)
 
 

@@ -184,7 +184,9 @@ class Metrics:
     def _gauges_to_tell(self, stands: dict[str, float], now_us: int) -> list[tuple[str, float]]:
         """Those that do not stand where they were last told to; all of them now and then."""
         known, self._gauges_told = self._gauges_told, stands
-        if now_us - self._gauges_repeated_at >= REPEAT_GAUGES_US:
+        # Who was silent for long may find that they have gone.
+        silent = now_us - self._gauges_renewed_at > self._gauge_keep_ms * 500
+        if silent or now_us - self._gauges_repeated_at >= REPEAT_GAUGES_US:
             known, self._gauges_repeated_at = {}, now_us
         changed = [pair for pair in stands.items() if known.get(pair[0]) != pair[1]]
         if not changed and stands and now_us - self._gauges_renewed_at >= RENEW_GAUGES_US:
