@@ -41,6 +41,14 @@ def test_changed_bytes_are_noticed(entry: Entry, data: st.DataObject) -> None:
     assert unpack(pack(entry)[:-1]) is None
 
 
+def test_a_layout_to_come_is_a_miss() -> None:
+    """Though its checksum may be right."""
+    packed = bytearray(pack(Entry(1, 2, 3, bytes(8), (), 0, b"payload")))
+    packed[0] += 1
+    head, rest = bytes(packed[: HEAD_SIZE - 4]), bytes(packed[HEAD_SIZE:])
+    assert unpack(head + zlib.crc32(rest, zlib.crc32(head)).to_bytes(4) + rest) is None
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_no_crash(stored: bytes) -> None:
     """Whoever wrote them."""
@@ -99,7 +107,10 @@ async def test_large_values_are_compressed_when_asked(obs: Observatory) -> None:
 def test_a_few_bytes_that_promise_gigabytes_are_a_miss() -> None:
     """No more is inflated than a value may have."""
     codec: Codec[bytes] = Codec(bytes, 1000)
-    assert codec.decode(zlib.compress(b"\x00" * 10_000_000), COMPRESSED) is MISSING
+    roomy: Codec[bytes] = Codec(bytes, 20_000_000)
+    payload, flags = roomy.encode(b"\x00" * 10_000_000, compress_over=10)
+    assert len(payload) < 100_000
+    assert codec.decode(payload, flags) is MISSING
     assert codec.decode(b"junk", COMPRESSED) is MISSING
 
 

@@ -262,11 +262,17 @@ async def test_what_was_computed_before_a_change_is_not_stored(opening_any: Open
 async def test_own_changes_are_seen_at_once(obs: Observatory) -> None:
     """Who deletes and asks again does not get what was computed before."""
     cache = obs.cache(str)
-    for change in (lambda: cache.delete("k"), cache.clear, lambda: cache.invalidate("t")):
+    changes: dict[str, Callable[[], Awaitable[object]]] = {
+        "delete": lambda: cache.delete("k"),
+        "clear": cache.clear,
+        "invalidate": lambda: cache.invalidate("t"),
+    }
+    for how, change in changes.items():
         leader = asyncio.create_task(cache.get_or_compute("k", counting("old", 0.2), tags=["t"]))
         await asyncio.sleep(0.05)
         await change()
         assert await cache.get_or_compute("k", counting("new")) == "new"
+        assert how != "delete" or not leader.done(), "nobody waits for what is not wanted any more"
         assert await leader == "old"
         assert await cache.get("k") == "new"
         await cache.delete("k")
@@ -408,6 +414,32 @@ async def test_closing_gives_leases_back(opening: Open, server: Server, namespac
     began = time.monotonic()
     assert await other.cache(str).get_or_compute("k", counting("v")) == "v"
     assert time.monotonic() - began < 1.0
+
+
+async def test_a_computation_that_will_not_end_keeps_nobody_from_closing(server: Server, namespace: str) -> None:
+    """It swallows its cancellation; closing goes on without it."""
+    done = asyncio.Event()
+
+    async def stubborn() -> str:
+        while not done.is_set():
+            try:
+                await done.wait()
+            except asyncio.CancelledError:
+                continue
+        return "v"
+
+    obs = Observatory("x", redis_url=server.url, namespace=namespace)
+    await obs.open()
+    leader = asyncio.create_task(obs.cache(str).get_or_compute("k", stubborn))
+    await asyncio.sleep(0.1)
+    obs.metrics.increment_counter("last_words_total")
+    began = time.monotonic()
+    await obs.aclose()
+    assert time.monotonic() - began < 2.0
+    done.set()
+    assert await leader == "v"
+    async with obs:
+        assert (await obs.metrics.query("last_words_total")).value == 1
 
 
 async def test_a_wrong_value_is_everybodys_error(obs: Observatory) -> None:

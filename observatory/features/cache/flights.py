@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Generic, TypeVar, cast
 
 from ...clock import monotonic
-from ...errors import CacheComputationFailed, CacheError, StoreError, StoreMisconfigured
+from ...errors import CacheComputationFailed, CacheError, NotOpen, StoreError, StoreMisconfigured
 from ...keys import Key
 from ...store.store import Store
 from .codec import MISSING, Codec
@@ -30,6 +30,7 @@ _SLOWEST_LOOK = 0.25
 _PATIENCE = 0.05
 """Whoever waits looks again after this fraction of the time it has waited: late by at most so much, and seldom."""
 _MOST_TRIES = 5
+_LAST_WAIT = 1.0
 
 _computing: ContextVar[frozenset[object]] = ContextVar("observatory_cache_computing", default=frozenset())
 """What the task at hand computes: to wait for it would be to wait for itself."""
@@ -226,7 +227,7 @@ class Flights(Generic[T]):
             entry, life_ms = self.entry(payload, flags, terms, record.version, tags, cost_us)
             try:
                 stored = await self._shelf.write(place, pack(entry), life_ms, record=record, token=lease.token)
-            except StoreError:  # unknown; whoever computed it has it
+            except (StoreError, NotOpen):  # unknown, or closed meanwhile; whoever computed it has it
                 self._counts.error()
             else:
                 if not stored or not await self._stands(place, flight, pack(entry)):
@@ -277,7 +278,8 @@ class Flights(Generic[T]):
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:  # one that will not be cancelled keeps nobody from closing
+            await asyncio.wait(tasks, timeout=_LAST_WAIT)
 
     def forget(self) -> None:
         """A forked child: the tasks are the parent's."""
