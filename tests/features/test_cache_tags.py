@@ -216,3 +216,20 @@ async def test_wrong_tags_are_refused(obs: Observatory) -> None:
     for tags in ("tag", [""], [5], [str(number) for number in range(65)]):
         with pytest.raises(InvalidArgument, match="tags"):
             await cache.set("k", "v", tags=tags)  # type: ignore[arg-type]
+
+
+async def test_places_are_spelled_anew_after_the_store_lost_its_record(opening_any: Open) -> None:
+    """After a flush of the server the fleet agrees on another salt, and on other keys."""
+    first, second = await opening_any(), await opening_any()
+    cache, other = first.cache(str), second.cache(str)
+    await cache.set("k", "v")
+    before = cache._room.place("k")
+    assert cache._room.place("k") is before
+    for obs in (first, second):
+        obs.store.join(obs.store.keys.partitions, b"another salt 123")
+    assert cache._room.place("k").entry != before.entry
+    await cache.set("k", "w")
+    assert await other.get("k") == "w"
+    for number in range(10_050):
+        cache._room.place(str(number))
+    assert len(cache._room.shelf._places) < 10_001

@@ -51,6 +51,8 @@ class Look(NamedTuple):
     away: bool = False
 
 
+_MOST_KNOWN = 10_000
+_SHORT = 256
 ANY = "*"
 ABSENT = b""
 
@@ -62,12 +64,22 @@ class Shelf:
         self._opened = store
         self._name = name
         self._fingerprint = fingerprint
+        self._places: dict[tuple[str, str], Place] = {}
+        self._spelled_by: Keys | None = None
         self.versions = Versions(store, name, fingerprint)
 
     def place(self, key: str, scope: str) -> Place:
+        """Where a key of a scope is. Spelling it takes longer than a hit may, so the short ones are remembered."""
         keys: Keys = self._opened().keys
-        entry = keys.entry(self._name, self._fingerprint, key, scope)
-        return Place(key, scope, entry, keys.computing(entry), keys.cache_record(self._name, scope))
+        if keys is not self._spelled_by or len(self._places) >= _MOST_KNOWN:
+            self._spelled_by, self._places = keys, {}
+        place = self._places.get((key, scope))
+        if place is None:
+            entry = keys.entry(self._name, self._fingerprint, key, scope)
+            place = Place(key, scope, entry, keys.computing(entry), keys.cache_record(self._name, scope))
+            if len(key) <= _SHORT:
+                self._places[key, scope] = place
+        return place
 
     async def read(self, place: Place) -> Look:
         """The entry, if all the versions that it was made under stand. One trip, two when it has tags."""
