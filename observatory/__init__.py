@@ -3,6 +3,7 @@
 from .client import Observatory
 from .errors import (
     BudgetExceeded,
+    CacheComputationFailed,
     CacheError,
     ConfigurationError,
     InvalidArgument,
@@ -19,7 +20,7 @@ from .errors import (
     UnknownLimit,
     ValueTooLarge,
 )
-from .features.cache import Cache
+from .features.cache import Cache, CacheStats
 from .features.metrics import Counter, Gauge, Histogram, Metrics
 from .features.rate_limiter import Decision, Limit, Override, RateLimiter, Reservation, Settlement
 from .features.retry import Retry
@@ -33,7 +34,9 @@ from .version import __version__
 __all__ = [
     "BudgetExceeded",
     "Cache",
+    "CacheComputationFailed",
     "CacheError",
+    "CacheStats",
     "ConfigurationError",
     "Counter",
     "Decision",

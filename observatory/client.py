@@ -1,7 +1,7 @@
 """Observatory: what a user holds: opening and closing, and what crosses rooms."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -110,12 +110,36 @@ class Observatory(Household):
 
     # what crosses rooms
     @overload
-    def cache(self, type: type[T], /, *, name: str = "default", ttl: float | None = None) -> Cache[T]: ...
+    def cache(
+        self,
+        type: type[T],
+        /,
+        *,
+        name: str = "default",
+        ttl: float | None = None,
+        stale_for: float = 0.0,
+        by: str | Iterable[str] | None = None,
+        compress_over: int | None = None,
+    ) -> Cache[T]: ...
     @overload
-    def cache(self, type: Any, /, *, name: str = "default", ttl: float | None = None) -> Cache[Any]: ...
-    def cache(self, type: Any, /, *, name: str = "default", ttl: float | None = None) -> Cache[Any]:  # noqa: A002
-        """Shared entries of one type. Same name, same entries, in every process; another type under one name is refused."""
-        return self._caches.cache(type, name, ttl)
+    def cache(
+        self,
+        type: Any,
+        /,
+        *,
+        name: str = "default",
+        ttl: float | None = None,
+        stale_for: float = 0.0,
+        by: str | Iterable[str] | None = None,
+        compress_over: int | None = None,
+    ) -> Cache[Any]: ...
+    def cache(self, type: Any, /, *, name: str = "default", **more: Any) -> Cache[Any]:  # noqa: A002
+        """Shared entries of one type. Same name, same entries, in every process; another type under one name is refused.
+
+        ttl, stale_for: seconds. by: dimensions, as "tenant": each has entries of its own, found by what is bound.
+        compress_over: bytes of an encoded value.
+        """
+        return Cache(obs=self, type=type, name=name, **more)
 
     def bind(self, **dimensions_: str | None) -> None:
         """For the rest of this task: logs, spans, limits and calls carry them (None removes)."""

@@ -10,7 +10,8 @@ ObservatoryError                      code                    HTTP  retryable
  ├─ ReservationLost                   reservation_lost        409   no     settled with other numbers, run out, not there
  ├─ CacheError                        cache                   500   no
  │   ├─ ValueTooLarge                 value_too_large         413   no
- │   └─ NotEncodable (TypeError)      not_encodable           422   no
+ │   ├─ NotEncodable (TypeError)      not_encodable           422   no
+ │   └─ CacheComputationFailed        cache_computation       503   yes    of another process, or a moment ago
  ├─ StoreError                        store                   503   yes
  │   ├─ StoreUnavailable              store_unavailable       503   yes    away, or slower than the bounded wait
  │   └─ StoreMisconfigured            store_misconfigured     503   no     eviction policy, ACL, version, auth
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, Protocol
 
 __all__ = [
     "BudgetExceeded",
+    "CacheComputationFailed",
     "CacheError",
     "ConfigurationError",
     "InvalidArgument",
@@ -241,6 +243,21 @@ class NotEncodable(CacheError, TypeError):
     code = "not_encodable"
     status = 422
     title = "The value is not of the cache's type"
+
+
+class CacheComputationFailed(CacheError):
+    """What was to be cached could not be computed, by another process or a moment ago. `.kind` names the error that it met
+    there; `retry_after` says when somebody may try again. Who computes itself gets the error itself."""
+
+    code = "cache_computation"
+    status = 503
+    title = "The value could not be computed"
+    retryable = True
+
+    @property
+    def kind(self) -> str:
+        """The name of the error's class; empty when nobody knows."""
+        return self.context.get("error", "")
 
 
 class StoreError(ObservatoryError):

@@ -135,10 +135,15 @@ class Household:
         return Calls(self.metrics, self.events, self.settings.metrics.dimensions)
 
     @room
-    def _caches(self) -> CacheSpace:
-        cache = self.settings.cache
-        store = self._lifetime.cache_store
-        return CacheSpace(store, self.metrics, ttl=cache.ttl, jitter=cache.jitter, max_value=cache.max_value)
+    def caches(self) -> CacheSpace:
+        """What `Cache(obs=...)` is made from; `obs.cache(T)` is the usual way."""
+        cache, lifetime = self.settings.cache, self._lifetime
+        return CacheSpace(
+            *(lifetime.cache_store, self.metrics, lifetime.now_us),
+            ttl=cache.ttl,
+            jitter=cache.jitter,
+            max_value=cache.max_value,
+        )
 
     @property
     def service_name(self) -> str:
@@ -151,7 +156,7 @@ class Household:
 
     async def _last_flush(self) -> None:
         """One room that fails keeps no other from its last words; the first error is raised behind them all."""
-        failed = await _each(self.rate_limiter.aclose())
+        failed = await _each(self.rate_limiter.aclose(), *([self.caches.aclose()] if "caches" in self.__dict__ else []))
         failed += await _each(self.events.flush(), self.metrics.retire(), self._traces.exchange())
         failed += await _each(self.otlp.aclose())
         if failed:
@@ -171,7 +176,7 @@ class Household:
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "otlp", "rate_limiter"):
+        for name in ("metrics", "events", "otlp", "rate_limiter", "caches"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
         for name in ("logger", "tracing"):

@@ -177,9 +177,27 @@ class Keys:
         return Key(f"{self._prefix}:leases:{{l}}:fences")
 
     # cache
-    def entry(self, cache: str, fingerprint: str, key: str) -> Key:  # string: an encoded value
-        tag = self.partition_of(f"{cache}\0{key}", 2**32)
-        return Key(f"{self._prefix}:cache:{{c{tag:08x}}}:{cache}:{fingerprint}:{part(key)}")
+    def entry(self, cache: str, fingerprint: str, key: str, scope: str = "") -> Key:  # string: an entry (cache/entry.py)
+        """Every generation of a class has its own, in one slot. scope: whose, encoded; it stands in a place of its own."""
+        tag = self.partition_of(f"{cache}\0{scope}\0{key}", 2**32)
+        return Key(f"{self._prefix}:cache:{{c{tag:08x}}}:{cache}:{scope}:{part(key)}:{fingerprint}")
+
+    @staticmethod
+    def of_generation(entry: Key, fingerprint: str) -> Key:
+        """The same entry as another generation of its class has it."""
+        return Key(f"{entry.rpartition(':')[0]}:{fingerprint}")
+
+    @staticmethod
+    def computing(entry: Key) -> Key:  # string: the token of who computes the entry, or "!" and why that failed
+        return Key(f"{entry}:lease")
+
+    def cache_record(self, cache: str, scope: str = "") -> Key:  # string "<version> <fingerprint> ...": see cache/versions.py
+        tag = self.partition_of(f"{cache}\0{scope}", 2**32)
+        return Key(f"{self._prefix}:cache:{{v{tag:08x}}}:record:{cache}:{scope}")
+
+    def cache_tag(self, cache: str, digest: str, scope: str = "") -> Key:  # string: the version of one tag of a cache
+        tag = self.partition_of(f"{cache}\0{scope}\0{digest}", 2**32)
+        return Key(f"{self._prefix}:cache:{{v{tag:08x}}}:tag:{cache}:{scope}:{digest}")
 
     def pattern(self) -> str:
         """What SCAN takes to find every key of the namespace."""

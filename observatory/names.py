@@ -59,6 +59,10 @@ CONSERVATION_DRIFT: Final = "observatory_conservation_drift"
 AUDITED_PARTITIONS: Final = "observatory_audited_partitions"
 EXPORTS_FAILED: Final = "observatory_exports_failed_total"
 OBSERVED: Final = "observatory_observed_seconds"
+CACHE_COALESCED: Final = "observatory_cache_coalesced_total"
+CACHE_COMPUTATIONS: Final = "observatory_cache_computations_total"
+CACHE_CORRUPT: Final = "observatory_cache_corrupt_total"
+CACHE_ERRORS: Final = "observatory_cache_errors_total"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
 
 SPAN_COST: Final = "observatory.cost_usd"
@@ -101,6 +105,12 @@ OURS: Final[dict[str, Definition]] = {
     AUDITED_PARTITIONS: Definition(
         "gauge", "{partition}", "Partitions that the audit has counted lately: of the others it knows nothing"
     ),
+    CACHE_COALESCED: Definition("counter", "", "Misses that waited for somebody else's computation, by cache"),
+    CACHE_COMPUTATIONS: Definition(
+        "counter", "", "Computations of entries, by cache and outcome: ok, failed, fenced, cancelled"
+    ),
+    CACHE_CORRUPT: Definition("counter", "", "Entries whose bytes were not what was written, by cache: misses"),
+    CACHE_ERRORS: Definition("counter", "", "Reads that the store did not answer in time, by cache: misses"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
     EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }

@@ -51,7 +51,7 @@ async def test_entry_ends_after_its_ttl(obs: Observatory) -> None:
     cache = obs.cache(str, ttl=100)
     await cache.set("own", "x")
     await cache.set("short", "x", ttl=0.05)
-    key = obs.store.keys.entry("default", cache._codec.fingerprint, "own")
+    key = obs.store.keys.entry("default", cache._room.codec.fingerprint, "own")
     assert 89_000 < await obs.store.command("PTTL", key) <= 100_000
     await asyncio.sleep(0.06)
     assert await cache.get("short") is None
@@ -76,7 +76,7 @@ async def test_changed_type_is_a_miss_and_not_a_crash(opening: Open) -> None:
     await first.cache(Answer, name="x").set("k", Answer("old"))
     assert await second.cache(dict[str, str], name="x").get("k") is None
     cache = first.cache(Answer, name="x")
-    await first.store.command("SET", first.store.keys.entry("x", cache._codec.fingerprint, "k"), b"\xff\xff", "PX", 60_000)
+    await first.store.command("SET", first.store.keys.entry("x", cache._room.codec.fingerprint, "k"), b"\xff\xff", "PX", 60_000)
     assert await cache.get("k") is None
 
 
@@ -132,8 +132,9 @@ async def test_entries_may_live_in_a_store_of_their_own(
     await cache.set("k", "v")
     assert await cache.get("k") == "v"
     own_server.stop()
+    assert await cache.get("k") is None, "a miss"
     with pytest.raises(StoreUnavailable):
-        await cache.get("k")
+        await cache.set("k", "v")
     assert await obs.rate_limiter.check("api"), "the limits do not need it"
 
 

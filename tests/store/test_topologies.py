@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from observatory import Limit, Metric, Observatory
+from observatory import CacheComputationFailed, Limit, Metric, Observatory
 from observatory.features.metrics.waiting import Group
 from observatory.features.metrics.wire import Batch
 from observatory.keys import PERMANENT, WINDOW_US
@@ -117,8 +117,23 @@ async def test_documented_rights_are_enough(opening: Callable[..., Any], topolog
     await obs.flush()
     assert (await obs.metrics.query("rights_total", "sum", since="1h")).value == 3
     cache = obs.cache(str, name="rights")
-    await cache.set("k", "v")
+    await cache.set("k", "v", tags=["t"])
     assert await cache.get("k") == "v"
+    await cache.invalidate("t")
+
+    async def ask(answer: str | None) -> str:
+        if answer is None:
+            raise LookupError
+        return answer
+
+    with pytest.raises(LookupError):
+        await cache.get_or_compute("k", lambda: ask(None))
+    with pytest.raises(CacheComputationFailed):
+        await cache.get_or_compute("k", lambda: ask("v"))
+    assert await cache.delete("k") == 0
+    assert await cache.get_or_compute("k", lambda: ask("v"), tags=["t"]) == "v"
+    assert await obs.cache(int, name="numbers").increment("i") == 1
+    assert await cache.clear()
     assert await obs.leases.acquire("rights", 5.0) is not None
     assert len(await obs.instances()) == 1
     health = await obs.health()

@@ -7,7 +7,18 @@ from typing import assert_type
 
 from opentelemetry.trace import Span
 
-from observatory import Cache, Decision, Limit, Metric, Observatory, RateLimitExceeded, Reservation, Retry, Settlement
+from observatory import (
+    Cache,
+    CacheStats,
+    Decision,
+    Limit,
+    Metric,
+    Observatory,
+    RateLimitExceeded,
+    Reservation,
+    Retry,
+    Settlement,
+)
 
 obs = Observatory("typed")
 obs.rate_limiter.define(
@@ -19,6 +30,10 @@ obs.rate_limiter.define(
 
 async def fetch(number: int) -> str:
     return str(number)
+
+
+async def counted() -> dict[str, int]:
+    return {}
 
 
 async def main() -> None:
@@ -39,6 +54,10 @@ async def main() -> None:
         assert_type(cache, Cache[dict[str, int]])
         assert_type(await cache.get("k"), dict[str, int] | None)
         assert_type(await cache.get("k", 5), dict[str, int] | int)
+        assert_type(await cache.get_or_compute("k", counted), dict[str, int])
+        assert_type(await cache.cached(counted)(), dict[str, int])
+        assert_type(await cache.cached(key="k", ttl=5)(counted)(), dict[str, int])
+        assert_type(await cache.stats(), CacheStats)
         assert_type(await obs.retry.execute(fetch, 5), str)
         assert_type(obs.retry(attempts=5), Retry)
         assert_type(await obs.retry(fetch)(5), str)

@@ -1,14 +1,20 @@
 """Values and bytes: msgpack by type, never pickle. A changed type has another fingerprint, so both generations can live."""
 
+import zlib
 from hashlib import blake2b
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
+from ... import units
 from ...errors import NotEncodable, ValueTooLarge
+from .entry import COMPRESSED
 
 T = TypeVar("T")
-_MISSING = object()
+MISSING: Any = object()
+"""What bytes are that are no value of the type."""
+_LEVEL = 1
+"""Of zlib: what a cache compresses it also waits for."""
 
 
 def fingerprint(kind: Any) -> str:
@@ -31,25 +37,39 @@ class Codec(Generic[T]):
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
 
-    def encode(self, value: T) -> bytes:
-        """NotEncodable when the value is not of the type; ValueTooLarge above cache.max_value."""
+    def encode(self, value: T, compress_over: int | None = None) -> tuple[bytes, int]:
+        """Payload and flags. NotEncodable when the value is not of the type; ValueTooLarge above cache.max_value.
+
+        compress_over: bytes; None: never.
+        """
+        if isinstance(value, str | bytes | bytearray) and len(value) > self._max_value:
+            raise self._too_large(len(value))  # before half a gigabyte is copied
         try:
             payload = self._encoder.encode(value)
             # What cannot be read back must not be written: another process would find a miss where we promised a value.
             self._decoder.decode(payload)
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-            raise NotEncodable(f"{value!r:.80} is not a {self.kind!r:.80}: {error}") from error
+            raise NotEncodable(f"{units.shown(value)} is not a {self.kind!r:.80}: {error}") from error
         if len(payload) > self._max_value:
-            raise ValueTooLarge(f"an encoded value must be at most {self._max_value} bytes, got {len(payload)}")
-        return payload
+            raise self._too_large(len(payload))
+        if compress_over is not None and len(payload) > compress_over:
+            smaller = zlib.compress(payload, _LEVEL)
+            if len(smaller) < len(payload):
+                return smaller, COMPRESSED
+        return payload, 0
 
-    def decode(self, payload: bytes) -> "T | object":
+    def _too_large(self, size: int) -> ValueTooLarge:
+        return ValueTooLarge(f"an encoded value must be at most {self._max_value} bytes, got {size}")
+
+    def decode(self, payload: bytes, flags: int) -> T:
         """The value, or MISSING for bytes that are not ours: a miss, never a crash."""
         try:
+            if flags & COMPRESSED:
+                # A few bytes may promise gigabytes.
+                inflating = zlib.decompressobj()
+                payload = inflating.decompress(payload, self._max_value)
+                if not inflating.eof:
+                    return cast(T, MISSING)
             return self._decoder.decode(payload)
-        except (msgspec.MsgspecError, ValueError):
-            return _MISSING
-
-    @staticmethod
-    def is_missing(value: object) -> bool:
-        return value is _MISSING
+        except (msgspec.MsgspecError, ValueError, RecursionError, zlib.error):
+            return cast(T, MISSING)

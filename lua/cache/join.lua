@@ -1,0 +1,30 @@
+--[[
+cache/join: take part in a cache as one generation of its class; its record is made when there is none.
+
+KEYS
+  record         string  "<version> <fingerprint> ...": the version that entries carry, and every generation that writes any
+
+ARGV
+  version        string  16 hexadecimal digits, the version of a new record; random, so that none ever comes again
+  fingerprint    string  of the generation
+  ttl_ms         int ms  the record's time to live from now; longer than any entry's
+
+RETURNS record
+  record         string  as it is now
+
+COMPLEXITY  O(generations)
+ATOMICITY   one key
+EXPIRY      longer than that of any entry; without a record no entry counts, so an early end costs misses and nothing else
+RETRY       safe
+]]
+local record = KEYS[1]
+local version = ARGV[1]
+local fingerprint = ARGV[2]
+local ttl_ms = tonumber(ARGV[3])
+
+local known = redis.call('GET', record) or version
+if not string.find(known, fingerprint, 17, true) then
+  known = string.format('%s %s', known, fingerprint)
+end
+redis.call('SET', record, known, 'PX', ttl_ms)
+return known

@@ -1,0 +1,151 @@
+"""Where entries lie: every read of a shared entry goes through `Shelf.read`, every write and delete of ours through `write` and
+`remove`. What stands nearer (a near cache) is put before these three, and needs nothing else."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from ...keys import Key, Keys
+from ...store.script import lua
+from ...store.store import Store
+from .entry import HEAD_SIZE, Entry, unpack
+from .versions import Record, Values, Versions, read_all, record_of
+
+
+@lua("cache/store")
+def _store(
+    store: Values,
+    *,
+    entry: Key,
+    lease: Key,
+    others: Sequence[Key],
+    payload: bytes,
+    ttl_ms: int,
+    token: str,
+    expected: str | bytes,
+) -> Awaitable[list[int]]: ...
+
+
+@lua("cache/drop")
+def _drop(store: Values, *, keys: Sequence[Key]) -> Awaitable[list[int]]: ...
+
+
+class Place(NamedTuple):
+    """Where one key of a cache is. scope: whose it is, encoded; empty where a cache is everybody's."""
+
+    key: str
+    scope: str
+    entry: Key
+    lease: Key
+    record: Key
+
+
+class Look(NamedTuple):
+    """What a read found. entry: None for a miss of any kind; head: how the bytes begin that are there all the same; away: the
+    store did not answer."""
+
+    entry: Entry | None
+    head: bytes
+    record: Record | None
+    corrupt: bool = False
+    away: bool = False
+
+
+_MOST_KNOWN = 10_000
+_SHORT = 256
+ANY = "*"
+ABSENT = b""
+
+
+class Shelf:
+    """The entries of one cache and generation. Every method: StoreUnavailable within redis.max_wait, and unknown then."""
+
+    def __init__(self, store: Callable[[], Store], name: str, fingerprint: str) -> None:
+        self._opened = store
+        self._name = name
+        self._fingerprint = fingerprint
+        self._places: dict[tuple[str, str], Place] = {}
+        self._spelled_by: Keys | None = None
+        self.versions = Versions(store, name, fingerprint)
+
+    def place(self, key: str, scope: str) -> Place:
+        """Where a key of a scope is. Spelling it takes longer than a hit may, so the short ones are remembered."""
+        keys: Keys = self._opened().keys
+        if keys is not self._spelled_by or len(self._places) >= _MOST_KNOWN:
+            self._spelled_by, self._places = keys, {}
+        place = self._places.get((key, scope))
+        if place is None:
+            entry = keys.entry(self._name, self._fingerprint, key, scope)
+            place = Place(key, scope, entry, keys.computing(entry), keys.cache_record(self._name, scope))
+            if len(key) <= _SHORT:
+                self._places[key, scope] = place
+        return place
+
+    async def read(self, place: Place) -> Look:
+        """The entry, if all the versions that it was made under stand. One trip, two when it has tags."""
+        stored, kept = await read_all(self._opened(), (place.entry, place.record))
+        record = record_of(kept)
+        if stored is None:
+            return Look(None, b"", record)
+        head = stored[:HEAD_SIZE]
+        entry = unpack(stored)
+        if entry is None:
+            return Look(None, head, record, corrupt=True)
+        if record is None or entry.version != record.version:
+            return Look(None, head, record)
+        if entry.tags and not await self.versions.stand(place.scope, entry.tags):
+            return Look(None, head, record)
+        return Look(entry, head, record)
+
+    async def record(self, place: Place, life_ms: int) -> Record:
+        """Under which version to write now what lives so long."""
+        kept = await self._opened().command("GET", place.record, link="values")
+        return await self.versions.joined(place.record, record_of(kept), life_ms)
+
+    async def forget(self, scope: str) -> None:
+        """Every entry of this scope counts no more."""
+        await self.versions.forget(self._opened().keys.cache_record(self._name, scope))
+
+    async def write(
+        self,
+        place: Place,
+        payload: bytes,
+        ttl_ms: int,
+        *,
+        record: Record,
+        token: str = "",
+        expected: str | bytes = ANY,
+    ) -> bool:
+        """False: the lease was lost, or the entry was another one. A write without token is the owner's: it ends what others
+        compute, and what other generations of the class have; a computed one replaces its own generation alone."""
+        others = () if token else self._others(place, record)
+        (written,) = await _store(
+            Values(self._opened()),
+            entry=place.entry,
+            lease=place.lease,
+            others=others,
+            payload=payload,
+            ttl_ms=ttl_ms,
+            token=token,
+            expected=expected,
+        )
+        return bool(written)
+
+    async def remove(self, place: Place, record: Record | None) -> int:
+        """Delete every generation, and end whatever computes them. record: read after the delete was asked for."""
+        (dropped,) = await _drop(Values(self._opened()), keys=(place.entry, place.lease, *self._others(place, record)))
+        return dropped
+
+    def _others(self, place: Place, record: Record | None) -> tuple[Key, ...]:
+        keys = self._opened().keys
+        found: list[Key] = []
+        for fingerprint in () if record is None else record.generations:
+            if fingerprint != self._fingerprint:
+                entry = keys.of_generation(place.entry, fingerprint)
+                found += (entry, keys.computing(entry))
+        return tuple(found)
+
+    async def changed(self, place: Place, timeout: float) -> None:
+        """Until the entry or its lease may have changed; at the latest after `timeout` seconds. A tracker that hears of changes
+        may return sooner: the caller looks in any case."""
+        await asyncio.sleep(timeout)

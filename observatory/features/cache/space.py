@@ -1,0 +1,114 @@
+"""The caches of one process, by name: one type a name, and whatever the handles of one name share."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ... import dimensions, names, units
+from ...errors import ConfigurationError, InvalidArgument
+from ...keys import Key, part
+from ...store.store import Store
+from .codec import Codec
+from .counts import Counts, Recording
+from .flights import Flights
+from .shelf import Place, Shelf
+
+_LONGEST_KEY = 1 << 20
+
+
+class Room:
+    """What the handles of one name share."""
+
+    def __init__(self, space: "CacheSpace", kind: Any, name: str, by: tuple[str, ...]) -> None:
+        self.kind = kind
+        self.by = by
+        self.name = name
+        self.store = space.store
+        self.codec: Codec[Any] = Codec(kind, space.max_value)
+        self.counts = Counts(space.metrics, name)
+        self.shelf = Shelf(space.store, name, self.codec.fingerprint)
+        self.flights: Flights[Any] = Flights(
+            *(space.store, self.shelf, self.codec, self.counts),
+            name=name,
+            now_us=space.now_us,
+            jitter=space.jitter,
+        )
+
+    def scope(self) -> str:
+        """Whose entries they are, here and now. InvalidArgument when nobody said."""
+        if not self.by:
+            return ""
+        bound = dimensions.current()
+        missing = [name for name in self.by if name not in bound]
+        if missing:
+            raise InvalidArgument(
+                f"cache {self.name} is kept by {', '.join(self.by)}, and {', '.join(missing)} is not bound",
+                remedy=f"Bind it: with obs.bound({missing[0]}=...)",
+            )
+        return ",".join(f"{name}={part(bound[name])}" for name in self.by)
+
+    def checked(self, key: str) -> str:
+        if not isinstance(key, str) or not key:
+            raise InvalidArgument(f"cache key must be a non-empty string, got {units.shown(key)}")
+        if len(key) > _LONGEST_KEY:
+            raise InvalidArgument(f"cache key must be at most {_LONGEST_KEY} characters, got {len(key)}")
+        return key
+
+    def place(self, key: str) -> Place:
+        """Where an entry is. StoreUnavailable before the store was ever reached."""
+        return self.shelf.place(self.checked(key), self.scope())
+
+    def nowhere(self, key: str) -> Place:
+        """In the same case: only a name, by which computations meet."""
+        scope = self.scope()
+        return Place(key, scope, Key(f"{scope}\0{key}"), Key(""), Key(""))
+
+
+class CacheSpace:
+    """Makes the rooms."""
+
+    def __init__(
+        self,
+        store: Callable[[], Store],
+        metrics: Recording,
+        now_us: Callable[[], int],
+        *,
+        ttl: float,
+        jitter: float,
+        max_value: int,
+    ) -> None:
+        self.store = store
+        self.metrics = metrics
+        self.now_us = now_us
+        self.ttl = ttl
+        self.jitter = min(jitter, 1.0)
+        self.max_value = max_value
+        self._rooms: dict[str, Room] = {}
+
+    def room(self, kind: Any, name: str, by: str | Iterable[str] | None) -> Room:
+        """ConfigurationError when the name is in use here with another type, or kept by something else."""
+        names.cache_name(name)
+        wanted = tuple(sorted(dimensions.checked(dict.fromkeys((by,) if isinstance(by, str) else by or (), "x"))))
+        room = self._rooms.get(name)
+        if room is None:
+            room = self._rooms[name] = Room(self, kind, name, wanted)
+        elif room.kind != kind:
+            raise ConfigurationError(
+                f"cache {name!r} is of {room.kind!r:.80} here, and cannot be of {kind!r:.80} too", remedy="Give it another name"
+            )
+        elif room.by != wanted:
+            raise ConfigurationError(
+                f"cache {name!r} is kept by {room.by or 'nobody'} here, and cannot be kept by {wanted or 'nobody'} too",
+                remedy="Give it another name",
+            )
+        return room
+
+    async def aclose(self) -> None:
+        """Nobody computes any more; leases are given back."""
+        for room in self._rooms.values():
+            await room.flights.aclose()
+
+    def forget(self) -> None:
+        """A forked child."""
+        for room in self._rooms.values():
+            room.flights.forget()
+            room.counts.forget()

@@ -1,0 +1,150 @@
+"""`clear()` and `invalidate()` in one step: an entry says under which versions it was made, and counts while they stand.
+
+Of each cache (and each tenant in it) there is one record, "<version> <fingerprint> <fingerprint> ...", and of each tag one
+version. They are random and never come again; to invalidate is to delete one. Whoever writes next makes another, so an end of
+theirs by eviction, flush or age costs misses and never revives what was invalidated. Nothing compares which one is newer: on a
+cluster they are on other servers than the entries, and after a failover they may step back.
+
+The record also names every generation of the class that has written under its version, so that a delete finds them all.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from ...clock import monotonic
+from ...keys import Key
+from ...store.script import lua
+from ...store.store import Store
+
+KEEP_FOR = 30 * 86_400_000
+"""Milliseconds that a version lives at least, beyond any entry of the usual kind."""
+_REFRESH_EVERY = 3600.0
+"""Seconds after which a writer makes a version live longer again."""
+_MOST_KNOWN = 10_000
+
+
+class Record(NamedTuple):
+    """The version of a cache, and the generations that write under it."""
+
+    version: bytes
+    generations: tuple[str, ...]
+
+
+class Values:
+    """Runs scripts on the link of values: decisions never queue behind entries."""
+
+    __slots__ = ("store",)
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
+        return self.store.run(script, keys, arguments, "values")
+
+
+@lua("cache/join")
+def _join(store: Values, *, record: Key, version: str, fingerprint: str, ttl_ms: int) -> Awaitable[bytes]: ...
+
+
+def record_of(stored: bytes | None) -> Record | None:
+    """As it was written; None when there is none, or it is not one of ours."""
+    if stored is None:
+        return None
+    try:
+        version, *generations = stored.decode("ascii").split(" ")
+        binary = bytes.fromhex(version)
+    except ValueError:
+        return None
+    return Record(binary, tuple(generations)) if len(binary) == 8 else None
+
+
+def digest_of(tag: str) -> bytes:
+    return blake2b(tag.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class Versions:
+    """The versions of one cache, for one process."""
+
+    def __init__(self, store: Callable[[], Store], name: str, fingerprint: str) -> None:
+        self._store = store
+        self._name = name
+        self._fingerprint = fingerprint
+        self._kept: dict[Key, tuple[float, int]] = {}
+
+    async def joined(self, record_key: Key, seen: Record | None, ttl_ms: int) -> Record:
+        """The record, after this generation has put its name there. seen: as it was read a moment ago."""
+        keep_ms = max(KEEP_FOR, 2 * ttl_ms)
+        if seen is not None and self._fingerprint in seen.generations and not self._is_due(record_key, keep_ms):
+            return seen
+        stored = await _join(
+            Values(self._store()),
+            record=record_key,
+            version=secrets.token_hex(8),
+            fingerprint=self._fingerprint,
+            ttl_ms=keep_ms,
+        )
+        self._keep(record_key, keep_ms)
+        record = record_of(stored)
+        if record is None:  # somebody else's bytes: nothing counts under them
+            await self.forget(record_key)
+            return await self.joined(record_key, None, ttl_ms)
+        return record
+
+    async def of_tags(self, scope: str, tags: Sequence[str], ttl_ms: int) -> tuple[tuple[bytes, bytes], ...]:
+        """Each tag with its version, made where there is none. Asked before what they stand beside is computed."""
+        if not tags:
+            return ()
+        digests = [digest_of(tag) for tag in dict.fromkeys(tags)]
+        keep_ms = max(KEEP_FOR, 2 * ttl_ms)
+        return tuple(
+            zip(digests, await asyncio.gather(*(self._of_tag(scope, digest, keep_ms) for digest in digests)), strict=True)
+        )
+
+    async def _of_tag(self, scope: str, digest: bytes, keep_ms: int) -> bytes:
+        store = self._store()
+        key = store.keys.cache_tag(self._name, digest.hex(), scope)
+        made = secrets.token_bytes(8)
+        found: bytes | None = await store.command("SET", key, made, "NX", "GET", "PX", keep_ms, link="values")
+        if found is None:
+            self._keep(key, keep_ms)
+            return made
+        if self._is_due(key, keep_ms):
+            await store.command("PEXPIRE", key, keep_ms, link="values")
+            self._keep(key, keep_ms)
+        return found if len(found) == 8 else bytes(8)
+
+    async def stand(self, scope: str, tags: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether every tag has the version still that an entry was made under."""
+        store = self._store()
+        keys = [store.keys.cache_tag(self._name, digest.hex(), scope) for digest, _ in tags]
+        return await read_all(store, keys) == [version for _, version in tags]
+
+    async def forget(self, *keys: Key) -> None:
+        """What was made under these versions counts no more, anywhere."""
+        store = self._store()
+        await asyncio.gather(*(store.command("DEL", key, link="values") for key in keys))
+
+    async def invalidate(self, scope: str, tags: Sequence[str]) -> None:
+        keys = self._store().keys
+        await self.forget(*(keys.cache_tag(self._name, digest_of(tag).hex(), scope) for tag in dict.fromkeys(tags)))
+
+    def _is_due(self, key: Key, keep_ms: int) -> bool:
+        """Whether the key should be made to live longer by this process."""
+        kept_at, kept_ms = self._kept.get(key, (None, 0))
+        return kept_at is None or monotonic() - kept_at > _REFRESH_EVERY or kept_ms < keep_ms
+
+    def _keep(self, key: Key, keep_ms: int) -> None:
+        if len(self._kept) >= _MOST_KNOWN:
+            self._kept.clear()
+        self._kept[key] = (monotonic(), keep_ms)
+
+
+async def read_all(store: Store, keys: Sequence[Key]) -> list[bytes | None]:
+    """The strings at these keys, in one trip; on a cluster in as many at once as there are keys."""
+    if store.is_cluster:
+        return list(await asyncio.gather(*(store.command("GET", key, link="values") for key in keys)))
+    found: list[bytes | None] = await store.command("MGET", *keys, link="values")
+    return found
