@@ -9,7 +9,11 @@ from .tracker import ALONE, ELECTED, SHARING, Lease, Listener, Tracker
 
 
 class Tracking:
-    """The trackers of one store. bound: seconds that a value kept near may be out of date, whatever happens."""
+    """The trackers of one store. bound: seconds that a value kept near may be out of date, whatever happens.
+
+    But where sentinels name another primary: the old one may go on for a moment, or for ever when they do not reach it, and
+    promises what it knows. The lease ends when we hear of the other, within two seconds.
+    """
 
     def __init__(
         self,

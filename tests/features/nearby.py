@@ -82,6 +82,18 @@ class Client:
         return next(iter(self.trackings[-1]._trackers.values()))
 
 
+async def gone(client: Client, key: str, within: float) -> float:
+    """Seconds for which the key was still served."""
+    last = began = monotonic()
+    async with asyncio.timeout(within):
+        while True:
+            asked_at = monotonic()
+            if client.near.lookup(key) is MISS:
+                return last - began
+            last = asked_at
+            await asyncio.sleep(0.001)
+
+
 class Judge:
     """What was acknowledged when, and what was served last when: is anything older than the bound?"""
 

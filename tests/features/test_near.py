@@ -16,7 +16,7 @@ from observatory.clock import monotonic
 from observatory.features.cache.near import MISS, OVERHEAD, Near, Vicinity, immutable
 from observatory.keys import Key
 from observatory.store.tracker import Lease
-from tests.features.nearby import BOUND, FOR_EVER, Client, Judge, where
+from tests.features.nearby import BOUND, FOR_EVER, Client, Judge, gone, where
 from tests.proxy import proxy
 from tests.servers import ROOT, Server, environment
 from tests.store.load import store_at
@@ -36,18 +36,6 @@ async def near() -> AsyncIterator[Near_]:
     yield open_
     for client in clients:
         client.store.close()
-
-
-async def gone(client: Client, key: str, within: float) -> float:
-    """Seconds for which the key was still served."""
-    last = began = monotonic()
-    async with asyncio.timeout(within):
-        while True:
-            asked_at = monotonic()
-            if client.near.lookup(key) is MISS:
-                return last - began
-            last = asked_at
-            await asyncio.sleep(0.001)
 
 
 async def test_hit_asks_nobody_and_a_write_is_heard_of(near: Near_, any_server: Server) -> None:
