@@ -52,8 +52,9 @@ async def test_hit_asks_nobody_and_a_write_is_heard_of(near: Near_, any_server: 
 
 
 async def test_own_write_is_read_at_once(near: Near_, server: Server) -> None:
-    """Nobody reads around what he has just written, however late the notice comes."""
+    """Nobody reads around what he has just written, also when the notice never comes."""
     one = near(server.url, 30.0)
+    one.vicinity.changed = lambda keys: None  # type: ignore[method-assign]
     await one.set("mine", "0")
     await one.warm("mine")
     for number in range(200):
@@ -145,6 +146,25 @@ async def test_server_that_stands_still_serves_nothing_stale(near: Near_, own_se
     finally:
         own_server.signal(signal.SIGCONT)
     await one.warm("k")
+
+
+async def test_answer_that_is_late_is_worth_less(near: Near_, own_server: Server) -> None:
+    """What is promised counts from the asking: the server stood still between hearing the question and answering it."""
+    one = near(own_server.url, 0.4)
+    await one.set("k", "1")
+    await one.warm("k")
+    before = one.tracker.lease.until
+    own_server.signal(signal.SIGSTOP)
+    await asyncio.sleep(0.7)
+    lease, known = one.tracker.lease, one.tracker.lease.until
+    assert known <= before + 0.4
+    went_on = monotonic()
+    own_server.signal(signal.SIGCONT)
+    async with asyncio.timeout(5):
+        while lease.until == known:
+            await asyncio.sleep(0)
+    assert lease is one.tracker.lease
+    assert lease.until < went_on
 
 
 async def test_half_open_socket_serves_nothing_stale(near: Near_, server: Server, tmp_path: Path) -> None:

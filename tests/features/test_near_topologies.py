@@ -110,6 +110,19 @@ async def test_primary_that_goes_on_by_itself_is_not_believed(own_sentinels: Sen
         assert reader.tracker.peer == ("127.0.0.1", own_sentinels.primary.port)
 
 
+async def test_replica_promises_nothing(own_sentinels: Sentinels) -> None:
+    """Made one by hand: the sentinels still name it, and it says itself what it is."""
+    reader = Client(store_at(own_sentinels.url), BOUND)
+    with closing(reader):
+        await reader.set("k", "1")
+        await reader.warm("k")
+        lease = reader.trackings[-1].lease(where("k"))
+        assert lease is not None
+        own_sentinels.primary("REPLICAOF", "127.0.0.1", own_sentinels.replicas[0].port)
+        await asyncio.sleep(BOUND)
+        assert lease.ended
+
+
 def take(cluster: Cluster, slot: int, target: Member) -> None:
     """By force: what lies there is copied, and the old owner hears of it when its neighbours tell."""
     source = cluster.owner(slot)

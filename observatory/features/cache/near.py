@@ -127,7 +127,7 @@ class Vicinity(Listener):
 
     def holds(self, token: Token, where: Key) -> bool:
         """Nothing has happened to the key since, and we would have heard of it."""
-        if token.dead or token.lease.ended or token.strays != token.lease.strays or self._leases is None:
+        if token.dead or token.strays != token.lease.strays or self._leases is None:
             return False
         return self._leases.lease(where) is token.lease
 
