@@ -65,7 +65,7 @@ def slot_of_key(key: str | bytes | float) -> int:
 class Watcher(Protocol):
     """Who must know when slots change hands."""
 
-    def moved(self, node: Node | None) -> None:
+    def moved(self, node: Node) -> None:
         """It serves less than it did."""
 
     def astray(self, node: Node) -> None:
@@ -115,7 +115,8 @@ class Cluster:
         before = self._served[slot]
         node = self._served[slot] = self.named(where, told_by)
         for watcher in self.watchers:
-            watcher.moved(before)
+            if before is not None:
+                watcher.moved(before)
         self.suspect()
         return node
 
@@ -204,7 +205,8 @@ class Cluster:
         self._served, self._primaries = served, primaries
         for watcher in self.watchers:
             for loser in less:
-                watcher.moved(loser)
+                if loser is not None:
+                    watcher.moved(loser)
         now = asyncio.get_running_loop().time()
         for name in list(self._nodes):
             if name in primaries:

@@ -65,9 +65,9 @@ class Tracking:
         return len(self._trackers)
 
     # what the topology tells
-    def moved(self, node: Node | None) -> None:
+    def moved(self, node: Node) -> None:
         """This node serves less than it did."""
-        if node is not None and (tracker := self._trackers.get(node)) is not None:
+        if (tracker := self._trackers.get(node)) is not None:
             tracker.renew()
 
     def astray(self, node: Node) -> None:

@@ -3,12 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from observatory.clock import monotonic
 from observatory.errors import StoreUnavailable
+from observatory.store.address import address
+from observatory.store.cluster import Cluster as ClusterMap
 from observatory.store.cluster import slot_of_key
+from observatory.store.node import Patience
+from observatory.store.tracker import SHARING
 from tests.features.nearby import Client, Judge, gone, where
 from tests.servers import wait_until
 from tests.store.load import store_at
@@ -121,6 +126,43 @@ async def test_replica_promises_nothing(own_sentinels: Sentinels) -> None:
         own_sentinels.primary("REPLICAOF", "127.0.0.1", own_sentinels.replicas[0].port)
         await asyncio.sleep(BOUND)
         assert lease.ended
+
+
+def test_node_that_is_cut_off_promises_nothing() -> None:
+    """It knows of its old slots, and that it may not serve them."""
+    assert SHARING.facts([["slots"], b"cluster_state:ok\r\n"]) == ["slots"]
+    with pytest.raises(StoreUnavailable, match="cut off"):
+        SHARING.facts([["slots"], b"cluster_state:fail\r\n"])
+
+
+async def test_who_serves_less_is_known_at_once() -> None:
+    """By a map from anybody, and by MOVED; not only when its old owner is asked next."""
+    told: list[object] = []
+
+    class Watching:
+        def moved(self, node: object) -> None:
+            told.append(node)
+
+        def astray(self, node: object) -> None:
+            pass
+
+        def gone(self, node: object) -> None:
+            pass
+
+    where_ = address("redis+cluster://127.0.0.1:1", environment="production", home=Path("/nowhere"))
+    cluster = ClusterMap(where_, 1.0, Patience(1.0, 1.0))
+    cluster.watchers.append(Watching())
+    first, second = [b"127.0.0.1", 1, b"one"], [b"127.0.0.1", 2, b"two"]
+    cluster._take([[0, 8191, first], [8192, 16383, second]], "127.0.0.1:1")
+    assert told == []
+    loser = cluster.pick(8191)
+    cluster._take([[0, 8190, first], [8191, 16383, second]], "127.0.0.1:1")
+    assert told == [loser]
+    cluster._looked_at = asyncio.get_running_loop().time()
+    winner = cluster.moved(0, "127.0.0.1:2", cluster._served[0] or cluster._node("127.0.0.1", 1))
+    assert told == [loser, loser]
+    assert cluster.pick(0) is winner
+    cluster.close()
 
 
 def take(cluster: Cluster, slot: int, target: Member) -> None:
