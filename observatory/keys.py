@@ -199,6 +199,10 @@ class Keys:
         tag = self.partition_of(f"{cache}\0{scope}\0{digest}", 2**32)
         return Key(f"{self._prefix}:cache:{{v{tag:08x}}}:tag:{cache}:{scope}:{digest}")
 
+    def cached(self) -> str:
+        """What every entry's key begins with: for CLIENT TRACKING."""
+        return f"{self._prefix}:cache:"
+
     def pattern(self) -> str:
         """What SCAN takes to find every key of the namespace."""
         return f"{self._prefix}:*"

@@ -2,7 +2,7 @@
 
 import asyncio
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from redis.asyncio.connection import AbstractConnection
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
@@ -62,6 +62,19 @@ def slot_of_key(key: str | bytes | float) -> int:
     return key_slot(key if isinstance(key, bytes) else str(key).encode("utf-8", "surrogateescape"))
 
 
+class Watcher(Protocol):
+    """Who must know when slots change hands."""
+
+    def moved(self, node: Node) -> None:
+        """It serves less than it did."""
+
+    def astray(self, node: Node) -> None:
+        """It sent a call on to another."""
+
+    def gone(self, node: Node) -> None:
+        """Its links are about to be closed."""
+
+
 class Cluster:
     """Nodes by "host:port", and the map."""
 
@@ -78,6 +91,7 @@ class Cluster:
         self._turn = 0
         self._closed = False
         self._fault: ObservatoryError | None = None
+        self.watchers: list[Watcher] = []
 
     # the routes of a journey
     def pick(self, slot: int | None) -> Node | None:
@@ -89,6 +103,8 @@ class Cluster:
 
     def named(self, where: str, told_by: Node) -> Node:
         """The node at "host:port". A server that does not know its own host leaves it out: it is the one who told."""
+        for watcher in self.watchers:
+            watcher.astray(told_by)
         host, _, port = where.rpartition(":")
         if not host or host == "?":
             host = next((name for name, node in self._nodes.items() if node is told_by), "").rpartition(":")[0]
@@ -96,7 +112,11 @@ class Cluster:
 
     def moved(self, slot: int, where: str, told_by: Node) -> Node:
         """This slot from now on; the others by looking again, once for all who hear the same."""
+        before = self._served[slot]
         node = self._served[slot] = self.named(where, told_by)
+        for watcher in self.watchers:
+            if before is not None:
+                watcher.moved(before)
         self.suspect()
         return node
 
@@ -181,12 +201,19 @@ class Cluster:
             at = said if said not in ("", "?") else told_by.rpartition(":")[0].strip("[]")
             node = primaries[place(at, port)] = self._node(at, port)
             served[first : last + 1] = [node] * (last + 1 - first)
+        less = {old for old, new in zip(self._served, served, strict=True) if old is not new} if self.watchers else ()
         self._served, self._primaries = served, primaries
+        for watcher in self.watchers:
+            for loser in less:
+                if loser is not None:
+                    watcher.moved(loser)
         now = asyncio.get_running_loop().time()
         for name in list(self._nodes):
             if name in primaries:
                 self._unused.pop(name, None)
             elif now - self._unused.setdefault(name, now) > _UNUSED:
+                for watcher in self.watchers:
+                    watcher.gone(self._nodes[name])
                 self._nodes.pop(name).close()
                 del self._unused[name]
 

@@ -33,7 +33,7 @@ class Node:
     def __init__(
         self, connect: Callable[[], Awaitable[AbstractConnection]], patience: Patience, raw: frozenset[str] = RAW
     ) -> None:
-        self._connect = connect
+        self.connect = connect
         self._patience = patience
         self._raw = raw
         self.links: dict[str, Link] = {}
@@ -44,7 +44,7 @@ class Node:
         link = self.links.get(name)
         if link is None:
             max_wait, drop_after = self._patience.of(name)
-            link = self.links[name] = Link(self._connect, name=name, max_wait=max_wait, drop_after=drop_after, raw=self._raw)
+            link = self.links[name] = Link(self.connect, name=name, max_wait=max_wait, drop_after=drop_after, raw=self._raw)
         return link
 
     def strict(self, name: LinkName) -> Strict:

@@ -8,7 +8,7 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection
 
 from ..clock import monotonic
-from ..errors import StoreUnavailable
+from ..errors import ObservatoryError, StoreUnavailable
 from ..keys import Keys
 from . import embedded
 from .address import Address
@@ -19,6 +19,8 @@ from .link import Link
 from .node import BLOCK_FOR, LinkName, Node, Patience
 from .script import Script
 from .sentinel import Sentinels
+from .tracker import Listener
+from .tracking import Tracking
 
 __all__ = ["BLOCK_FOR", "Bulk", "LinkName", "Store"]
 
@@ -40,10 +42,12 @@ class Store:
         self._node = Node(self._connect, self._patience)
         self._links = self._node.links
         self._cluster = Cluster(address, connect_timeout, self._patience) if address.topology == "cluster" else None
-        self._sentinels = Sentinels(address, connect_timeout, self._node.leave) if address.topology == "sentinel" else None
+        self._sentinels = Sentinels(address, connect_timeout, self._switched) if address.topology == "sentinel" else None
         self._keys: Keys | None = None
         self._server: embedded.Server | None = None
         self._offset: tuple[float, float] | None = None
+        self._trackings: list[Tracking] = []
+        self._closed = False
         self.proposed_salt = secrets.token_bytes(16)
         """What the namespace's record will say if this process is the first to open it."""
 
@@ -198,6 +202,29 @@ class Store:
         """The same store over the link for work that may be slow: flushes, queries, the worker's batches."""
         return Bulk(self)
 
+    def track(self, prefix: str, listener: Listener, bound: float) -> Tracking:
+        """Be told of every key that begins so and changes; what is kept of them may be `bound` seconds out of date."""
+        tracking = Tracking(
+            self._node,
+            self._cluster,
+            prefix,
+            listener,
+            elected=self._sentinels is not None,
+            bound=bound,
+            connect_timeout=self._connect_timeout,
+        )
+        if self._closed:
+            tracking.close()
+        self._trackings.append(tracking)
+        if self._cluster is not None:
+            self._cluster.watchers.append(tracking)
+        return tracking
+
+    def _switched(self, primary: tuple[str, int], fault: ObservatoryError) -> None:
+        self._node.leave(primary, fault)
+        for tracking in self._trackings:
+            tracking.leave(primary, fault)
+
     # the server's time
     def learn_time(self, server_us: int, asked_at: float, answered_at: float, *, believe: bool = False) -> None:
         """Remember how far the server's clock is from ours. The closest answer wins for a minute; believe: this one does."""
@@ -212,6 +239,9 @@ class Store:
 
     def close(self) -> None:
         """Let go of every link, and of the embedded server's lock."""
+        self._closed = True
+        for tracking in self._trackings:
+            tracking.close()
         self._node.close()
         self._links = self._node.links
         for part in (self._cluster, self._sentinels):
@@ -223,6 +253,9 @@ class Store:
 
     def abandon(self) -> None:
         """A forked child: the links are the parent's."""
+        for tracking in self._trackings:
+            tracking.abandon()
+        self._trackings.clear()
         self._node.abandon()
         self._links = self._node.links
         for part in (self._cluster, self._sentinels):

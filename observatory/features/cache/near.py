@@ -1,0 +1,260 @@
+"""Values kept in this process: served without a word on the wire, and never later than the bound after they changed.
+
+What holds: a value that `lookup` returns at t was the store's at some moment >= t - bound. A read that was on its way when its
+key changed is not kept: its token, registered before it was sent, has died by then. When the store is away, notices are lost,
+or this loop was blocked, the lease under which a value was read runs out within the bound, and everything is a miss.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, cast
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from ...clock import monotonic
+from ...errors import ObservatoryError
+from ...keys import Key
+from ...store.tracker import Lease, Listener
+from .sieve import Entry, Sieve
+
+T = TypeVar("T")
+MISS: Final[Any] = object()
+"""What `lookup` answers when it knows nothing; None may be a value."""
+
+OVERHEAD = 400
+"""Bytes that a kept value costs beside its payload and its shared key, measured (tests/features/test_near.py)."""
+CHECK_EVERY = 1000
+"""One near hit of so many is compared with the store."""
+_ATOMS = frozenset((str, bytes, int, float, bool, type(None)))
+_SLACK = 0.25
+"""Seconds on top of the bound before an entry that differs counts as a mismatch: this loop may be behind."""
+
+
+def immutable(value: object) -> bool:
+    """One object may be handed to every caller. Only what is known to be so; of tuples and frozen Structs, all parts."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if kind is tuple:
+        return all(map(immutable, cast(tuple[object, ...], value)))
+    if isinstance(value, msgspec.Struct):
+        config = value.__struct_config__
+        if config.frozen and not hasattr(value, "__dict__"):
+            return all(immutable(getattr(value, field)) for field in value.__struct_fields__)
+    return False
+
+
+class Leases(Protocol):
+    """What is needed of the store's tracking."""
+
+    def lease(self, key: str) -> Lease | None:
+        """Of the key's primary, now."""
+
+    @property
+    def closed(self) -> bool:
+        """Its store is; there may be another."""
+
+
+class Token:
+    """A read on its way, of one key; shared by all that read it at once."""
+
+    __slots__ = ("__weakref__", "dead", "lease", "strays", "where")
+
+    def __init__(self, where: bytes, lease: Lease) -> None:
+        self.where = where
+        self.lease = lease
+        self.strays = lease.strays
+        self.dead = False
+
+
+class _Kept(Entry):
+    """A value and what it rests on. value is MISS where every caller needs an object of its own: made of the payload."""
+
+    __slots__ = ("home", "lease", "mark", "payload", "until", "value", "where")
+
+    def __init__(self, key: Hashable, size: int, home: "Near[Any]", token: Token, mark: int, until: float) -> None:
+        super().__init__(key, size)
+        self.home = home
+        self.where = token.where
+        self.lease = token.lease
+        self.mark = mark
+        self.until = until
+        self.value: Any = MISS
+        self.payload = b""
+
+
+class Stats(NamedTuple):
+    """Of one near cache, since it was made."""
+
+    hits: int
+    evictions: int
+    entries: int
+    bytes: int
+    checks: int
+    mismatches: int
+
+
+class Vicinity(Listener):
+    """All near caches of one store: who keeps which of its keys, and which reads are on their way.
+
+    track: `lambda listener: store.track(prefix, listener, bound)`; called when first needed, and when that store was closed.
+    read: the payload of a key as the store has it now, for the self-check.
+    """
+
+    def __init__(
+        self, track: Callable[[Listener], Leases], read: Callable[[Key], Awaitable[bytes | None]], *, bound: float
+    ) -> None:
+        self._track = track
+        self.read = read
+        self.bound = bound
+        self._leases: Leases | None = None
+        self._on_their_way: WeakValueDictionary[bytes, Token] = WeakValueDictionary()
+        self.kept: dict[bytes, _Kept] = {}
+
+    def expect(self, where: Key) -> Token | None:
+        """Before a read of this key is sent. None: nothing that is read now may be kept."""
+        if self._leases is None or self._leases.closed:
+            self._leases = self._track(self)
+        lease = self._leases.lease(where)
+        if lease is None or lease.until <= monotonic():
+            return None
+        shared = where.encode()
+        token = self._on_their_way.get(shared)
+        if token is None or token.lease is not lease or token.strays != lease.strays:
+            token = self._on_their_way[shared] = Token(shared, lease)
+        return token
+
+    def holds(self, token: Token, where: Key) -> bool:
+        """Nothing has happened to the key since, and we would have heard of it."""
+        if token.dead or token.strays != token.lease.strays or self._leases is None:
+            return False
+        return self._leases.lease(where) is token.lease
+
+    def written(self, where: Key) -> None:
+        """We write, delete or touch it: to be called before it is sent, and again when it is answered, whatever the answer."""
+        self._forget(where.encode())
+
+    def changed(self, keys: list[bytes]) -> None:
+        """The store says so."""
+        for key in keys:
+            self._forget(key)
+
+    def _forget(self, shared: bytes) -> None:
+        token = self._on_their_way.pop(shared, None)
+        if token is not None:
+            token.dead = True
+        kept = self.kept.get(shared)
+        if kept is not None:
+            kept.home.drop(kept)
+
+
+class Near(Generic[T]):
+    """The near values of one cache, by the callers' keys. decode: an object of a payload, for values that may be changed.
+
+    Used on the loop that owns the store. mismatched: told of each value that the self-check found served beyond the bound.
+    """
+
+    def __init__(
+        self,
+        vicinity: Vicinity,
+        decode: Callable[[bytes], T],
+        *,
+        max_entries: int,
+        max_bytes: int,
+        mismatched: Callable[[], None] = lambda: None,
+        check_every: int = CHECK_EVERY,
+    ) -> None:
+        self._vicinity = vicinity
+        self._decode = decode
+        self._mismatched = mismatched
+        self._check_every = check_every
+        self._until_check = check_every
+        self._sieve: Sieve[_Kept] = Sieve(max_entries, max_bytes, self._left)
+        self._find = self._sieve.entries.get
+        self._checking: set[asyncio.Task[None]] = set()
+        self._hits = self._checks = self._mismatches = 0
+
+    def lookup(self, key: Hashable) -> T:
+        """The value, or MISS. Costs no I/O and does not wait."""
+        kept = self._find(key)
+        if kept is None:
+            return cast(T, MISS)
+        now = monotonic()
+        if now >= kept.lease.until or now >= kept.until:
+            return cast(T, MISS)
+        kept.used = True
+        self._hits += 1
+        self._until_check -= 1
+        if not self._until_check:
+            self._check(kept)
+        value = kept.value
+        return self._decode(kept.payload) if value is MISS else value
+
+    def expect(self, where: Key) -> Token | None:
+        """Before a shared read is sent; its answer goes to `keep`."""
+        return self._vicinity.expect(where)
+
+    def keep(self, token: Token | None, where: Key, key: Hashable, payload: bytes, value: T, until: float) -> bool:
+        """What the read found, if it may be kept. until: its own end on `clock.monotonic` (the soft one, where it has two)."""
+        if token is None or not self._vicinity.holds(token, where):
+            return False
+        size = OVERHEAD + len(payload) + len(token.where)
+        kept = _Kept(key, size, self, token, hash(payload), until)
+        if immutable(value):
+            kept.value = value
+        else:
+            kept.payload = payload
+        if not self._sieve.put(kept):
+            return False
+        other = self._vicinity.kept.get(token.where)
+        self._vicinity.kept[token.where] = kept
+        if other is not None:
+            # Another cache of the same name, or the same key in another spelling: one of them hears of changes.
+            other.home.drop(other)
+        return True
+
+    def written(self, where: Key) -> None:
+        """Before an own write, delete or other touch of the key is sent, and when it is answered, also by an error."""
+        self._vicinity.written(where)
+
+    def drop(self, kept: _Kept) -> None:
+        """It changed."""
+        self._sieve.remove(kept)
+
+    def clear(self) -> None:
+        """Nothing is kept any more."""
+        self._sieve.clear()
+
+    def _left(self, kept: _Kept) -> None:
+        if self._vicinity.kept.get(kept.where) is kept:
+            del self._vicinity.kept[kept.where]
+
+    @property
+    def stats(self) -> Stats:
+        sieve = self._sieve
+        return Stats(self._hits, sieve.evicted, len(sieve.entries), sieve.bytes, self._checks, self._mismatches)
+
+    # the self-check
+    def _check(self, kept: _Kept) -> None:
+        self._until_check = self._check_every
+        if len(self._checking) < 8:
+            task = asyncio.get_running_loop().create_task(self._compare(kept), name="observatory near check")
+            self._checking.add(task)
+            task.add_done_callback(self._checking.discard)
+
+    async def _compare(self, kept: _Kept) -> None:
+        """A value that the store has replaced may be served for the bound. One that still can be after that is a fault."""
+        try:
+            payload = await self._vicinity.read(Key(kept.where.decode()))
+        except ObservatoryError:
+            return
+        self._checks += 1
+        if payload is not None and hash(payload) == kept.mark:
+            return
+        await asyncio.sleep(self._vicinity.bound + _SLACK)
+        now = monotonic()
+        if self._find(kept.key) is kept and now < kept.lease.until and now < kept.until:
+            self._mismatches += 1
+            self._sieve.remove(kept)
+            self._mismatched()

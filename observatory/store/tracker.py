@@ -1,0 +1,238 @@
+"""What the servers say has changed: one tracking connection per primary, and until when its silence means "nothing has".
+
+A lease is the promise behind every value that is kept near: each write that its server executed up to `until` - bound has been
+heard of. It is renewed by answers to questions on the tracking connection itself, which come behind the notices of all that was
+executed before. Nothing renewed within the bound, for whatever reason (a blocked loop, a server that stands still, a socket
+that is open at one end only): nothing is promised. Whatever may have lost notices ends the lease; the next is another one.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, Protocol
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+
+from ..clock import monotonic
+from ..errors import ObservatoryError, StoreUnavailable
+from ..logs import INTERNAL
+from .link import Link
+
+_ASK_EVERY = 0.25
+"""Seconds between two questions at most; four within the bound."""
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds before the n-th attempt in a row to connect again."""
+_REFUSED_PAUSE = 30.0
+"""Seconds before a server that does not let us track is asked again."""
+_PATIENCE = 1.0
+"""Seconds at least that a connection may take to answer before it is given up."""
+
+_abandoned: list[Any] = []
+"""Tasks of a parent process: their destructors would complain about a loop that is not ours."""
+
+
+class Lease:
+    """A promise of one primary. until: the moment on `clock.monotonic` up to which it holds; it may be in the past.
+
+    strays: how many reads of its keys were answered elsewhere. A value that was on its way then must not be kept.
+    """
+
+    __slots__ = ("ended", "strays", "until")
+
+    def __init__(self, until: float = -1.0) -> None:
+        self.until = until
+        self.ended = False
+        self.strays = 0
+
+    def end(self) -> None:
+        """For good: what was read under it is not to be served again."""
+        self.ended = True
+        self.until = -1.0
+
+
+class Listener(Protocol):
+    """Who keeps values. Called within the loop's reading: it must be quick, and not raise."""
+
+    def changed(self, keys: list[bytes]) -> None:
+        """These were written, deleted, evicted or have expired."""
+
+
+class Questions(NamedTuple):
+    """What renews a lease. facts: of the answers, what must stay as it was; StoreUnavailable when it is no primary any more."""
+
+    commands: tuple[tuple[str, ...], ...]
+    facts: Callable[[list[Any]], object]
+
+
+class _Wire(Link):
+    """One connection, never made again: what follows the next one's making must not be taken for this one's."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[AbstractConnection]],
+        patience: float,
+        heard: Callable[[list[bytes] | None], None],
+        lost: Callable[[], None],
+    ) -> None:
+        super().__init__(connect, name="tracker", max_wait=patience, drop_after=patience)
+        self._heard = heard
+        self._lost = lost
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _answer(self, reply: Any) -> None:
+        if isinstance(reply, hiredis.PushNotification):
+            if reply[0] == b"invalidate":
+                self._heard(reply[1])
+            return
+        super()._answer(reply)
+
+    def _drop(self, fault: ObservatoryError) -> None:
+        super()._drop(fault)
+        self.closed = True
+        if not self.end.done():
+            self.end.set_result(None)
+        self._lost()
+
+
+class Tracker:
+    """One primary's notices. Connects when made, again after every loss, and never ends by itself."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[AbstractConnection]],
+        prefix: str,
+        questions: Questions,
+        listener: Listener,
+        *,
+        bound: float,
+        connect_timeout: float,
+        suspect: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._connect = connect
+        self._prefix = prefix
+        self._questions = questions
+        self._listener = listener
+        self._bound = bound
+        self._connect_timeout = connect_timeout
+        self._suspect = suspect
+        self._wire: _Wire | None = None
+        self._said: str | None = None
+        self._failures = 0
+        self.lease = Lease()
+        self.generation = 0
+        """How many leases have ended."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="observatory tracker")
+
+    def renew(self) -> None:
+        """What is kept may be out of date, the connection is sound: another lease from here on."""
+        until, before = self.lease.until, self.lease
+        self.lease = Lease(until)
+        before.end()
+        self.generation += 1
+
+    def _lost(self) -> None:
+        """Nobody would tell us now."""
+        if self.lease.until >= 0:
+            self.lease.end()
+            self.generation += 1
+            self.lease = Lease()
+
+    def _heard(self, keys: list[bytes] | None) -> None:
+        if keys is None:
+            self.renew()  # FLUSHALL
+        else:
+            self._listener.changed(keys)
+
+    async def _run(self) -> None:
+        while True:
+            patience = max(self._bound, _PATIENCE)
+            wire = self._wire = _Wire(self._connect, patience, self._heard, self._lost)
+            pause = _REFUSED_PAUSE
+            try:
+                await wire.connected(self._connect_timeout)
+                await wire.call("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
+                await self._keep(wire)
+            except ObservatoryError as error:
+                pause = self._told(error)
+            except Exception:
+                INTERNAL.exception("near caches are off, every read goes to the store")
+            finally:
+                wire.close()
+                self._lost()
+            await asyncio.sleep(pause)
+
+    async def _keep(self, wire: _Wire) -> None:
+        """Ask, and ask again. One question at a time: two that are executed in one turn of the server's loop are answered
+        before the notices of what it did in between."""
+        known: object = None
+        while True:
+            asked_at = monotonic()
+            answers = await asyncio.gather(*(wire.call(*command) for command in self._questions.commands))
+            facts = self._questions.facts(answers)
+            if known is None:
+                known = (facts,)
+            elif known != (facts,):
+                known = (facts,)
+                self.renew()
+                self._suspect()
+            if not wire.closed:
+                self.lease.until = asked_at + self._bound
+            self._said, self._failures = None, 0
+            await asyncio.wait({wire.end}, timeout=min(self._bound / 4, _ASK_EVERY))
+
+    def _told(self, error: ObservatoryError) -> float:
+        """One line a reason; the seconds to wait."""
+        if isinstance(error, StoreUnavailable):
+            self._failures += 1
+            return _PAUSES[min(self._failures, len(_PAUSES)) - 1]
+        if self._said != error.message:
+            self._said = error.message
+            INTERNAL.warning("near caches are off, every read goes to the store: %s", error)
+        return _REFUSED_PAUSE
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """Where the connection leads, while there is one."""
+        return None if self._wire is None else self._wire.peer
+
+    def leave(self, other_than: tuple[str, int], fault: ObservatoryError) -> None:
+        """Drop a connection that leads elsewhere."""
+        if self._wire is not None and self._wire.peer not in (None, other_than):
+            self._wire.leave(fault)
+
+    def close(self) -> None:
+        """No more promises."""
+        if not self._task.get_loop().is_closed():
+            self._task.cancel()
+        if self._wire is not None:
+            self._wire.close()
+        self._lost()
+
+    def abandon(self) -> None:
+        """A forked child, or a loop that is gone: the connection is not ours."""
+        _abandoned.append(self._task)
+        if self._wire is not None:
+            self._wire.abandon()
+        self._lost()
+
+
+def _nothing(_: list[Any]) -> None:
+    return None
+
+
+def _primary(answers: list[Any]) -> None:
+    if answers[0][0] != b"master":
+        raise StoreUnavailable(f"the server is {answers[0][0].decode()} now, and no primary")
+
+
+def _slots(answers: list[Any]) -> object:
+    if b"cluster_state:ok" not in answers[1]:
+        raise StoreUnavailable("the node is cut off from its cluster")
+    return answers[0]
+
+
+ALONE = Questions((("PING",),), _nothing)
+ELECTED = Questions((("ROLE",),), _primary)
+"""Where sentinels may have replaced it."""
+SHARING = Questions((("CLUSTER", "SLOTS"), ("CLUSTER", "INFO")), _slots)
+"""Where others may have taken its slots, or all of it."""

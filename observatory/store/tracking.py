@@ -1,0 +1,100 @@
+"""Whose silence a key's near value rests on: a tracker per primary, found by the key's slot, made when first asked for."""
+
+from collections.abc import Callable
+
+from ..errors import ObservatoryError
+from .cluster import Cluster, slot_of_key
+from .node import Node
+from .tracker import ALONE, ELECTED, SHARING, Lease, Listener, Tracker
+
+
+class Tracking:
+    """The trackers of one store. bound: seconds that a value kept near may be out of date, whatever happens.
+
+    But where sentinels name another primary: the old one may go on for a moment, or for ever when they do not reach it, and
+    promises what it knows. The lease ends when we hear of the other, within two seconds.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        cluster: Cluster | None,
+        prefix: str,
+        listener: Listener,
+        *,
+        elected: bool,
+        bound: float,
+        connect_timeout: float,
+    ) -> None:
+        self._node = node
+        self._cluster = cluster
+        self._questions = SHARING if cluster is not None else ELECTED if elected else ALONE
+        self._make: Callable[[Node], Tracker] = lambda one: Tracker(
+            one.connect,
+            prefix,
+            self._questions,
+            listener,
+            bound=bound,
+            connect_timeout=connect_timeout,
+            suspect=(lambda: None) if cluster is None else cluster.suspect,
+        )
+        self._trackers: dict[Node, Tracker] = {}
+        self.closed = False
+
+    def lease(self, key: str) -> Lease | None:
+        """The lease of the key's primary as of now; it may not hold yet, or any more. None: nobody is known to serve it."""
+        node = self._node if self._cluster is None else self._cluster.pick(slot_of_key(key))
+        if node is None or self.closed:
+            return None
+        tracker = self._trackers.get(node)
+        if tracker is None:
+            tracker = self._trackers[node] = self._make(node)
+        if self._questions is ELECTED and (values := node.link("values").peer) is not None and values != tracker.peer:
+            # The one of them that is behind will hear from the sentinels; what is read here is not announced there.
+            return None
+        return tracker.lease
+
+    @property
+    def generations(self) -> int:
+        """How many leases have ended so far."""
+        return sum(tracker.generation for tracker in self._trackers.values())
+
+    @property
+    def trackers(self) -> int:
+        """How many servers are listened to."""
+        return len(self._trackers)
+
+    # what the topology tells
+    def moved(self, node: Node) -> None:
+        """This node serves less than it did."""
+        if (tracker := self._trackers.get(node)) is not None:
+            tracker.renew()
+
+    def astray(self, node: Node) -> None:
+        """A read of this node's was answered by another."""
+        if (tracker := self._trackers.get(node)) is not None:
+            tracker.lease.strays += 1
+
+    def gone(self, node: Node) -> None:
+        """Its links are closed."""
+        if (tracker := self._trackers.pop(node, None)) is not None:
+            tracker.close()
+
+    def leave(self, other_than: tuple[str, int], fault: ObservatoryError) -> None:
+        """Sentinels name another primary than connections were made to."""
+        for tracker in self._trackers.values():
+            tracker.leave(other_than, fault)
+
+    def close(self) -> None:
+        """Nothing is promised any more; for good."""
+        self.closed = True
+        trackers, self._trackers = self._trackers, {}
+        for tracker in trackers.values():
+            tracker.close()
+
+    def abandon(self) -> None:
+        """A forked child: the connections are the parent's."""
+        self.closed = True
+        trackers, self._trackers = self._trackers, {}
+        for tracker in trackers.values():
+            tracker.abandon()
