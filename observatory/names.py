@@ -63,6 +63,11 @@ CACHE_COALESCED: Final = "observatory_cache_coalesced_total"
 CACHE_COMPUTATIONS: Final = "observatory_cache_computations_total"
 CACHE_CORRUPT: Final = "observatory_cache_corrupt_total"
 CACHE_ERRORS: Final = "observatory_cache_errors_total"
+CACHE_NEAR_BYTES: Final = "observatory_cache_near_bytes"
+CACHE_NEAR_CHECKS: Final = "observatory_cache_near_checks_total"
+CACHE_NEAR_ENTRIES: Final = "observatory_cache_near_entries"
+CACHE_NEAR_EVICTIONS: Final = "observatory_cache_near_evictions_total"
+CACHE_NEAR_MISMATCHES: Final = "observatory_cache_near_mismatches_total"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
 
 SPAN_COST: Final = "observatory.cost_usd"
@@ -111,6 +116,13 @@ OURS: Final[dict[str, Definition]] = {
     ),
     CACHE_CORRUPT: Definition("counter", "", "Entries whose bytes were not what was written, by cache: misses"),
     CACHE_ERRORS: Definition("counter", "", "Reads that the store did not answer in time, by cache: misses"),
+    CACHE_NEAR_BYTES: Definition("gauge", "By", "Size of what processes keep near, by cache"),
+    CACHE_NEAR_CHECKS: Definition("counter", "", "Near hits that were compared with the store, by cache: one in a thousand"),
+    CACHE_NEAR_ENTRIES: Definition("gauge", "", "Entries that processes keep near, by cache"),
+    CACHE_NEAR_EVICTIONS: Definition("counter", "", "Entries that left a near cache for others, by cache"),
+    CACHE_NEAR_MISMATCHES: Definition(
+        "counter", "", "Near hits that were older than cache.near_bound, by cache: never, or something is broken"
+    ),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
     EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }
