@@ -453,4 +453,15 @@ async def test_what_cannot_be_sealed_hides_nothing_behind_it(obs: Observatory, m
     members = await store.command("ZRANGE", keys.open_windows(partition), 0, -1)
     assert not [member for member in members if member.endswith(COUNTER.encode())]
     assert (await obs.metrics.query(COUNTER, since="2h")).value == 50
+    looks: list[int] = []
+    real = rollup._Partition._ready
+
+    async def looking(one: Any, offset: int) -> Any:
+        seen, ready = await real(one, offset)
+        looks.extend([seen] if one._partition == partition else [])
+        return seen, ready
+
+    monkeypatch.setattr(rollup._Partition, "_ready", looking)
+    await obs.metrics.compact()
+    assert looks == [20, 20, 13], "the fifty and the three, each once"
     await store.command("DEL", keys.open_windows(partition), keys.due(partition))

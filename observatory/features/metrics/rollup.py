@@ -148,14 +148,15 @@ class _Partition:
         """Blocks of every minute that is over."""
         made = passed_over = 0
         while True:
-            looked_at, ready = await self._ready(passed_over)
+            seen, ready = await self._ready(passed_over)
+            left = seen
             for (metric, minute), windows in ready.items():
                 done = await self._made(self._minute(metric, minute, windows))
                 made += done
-                looked_at -= len(windows) if done else 0
+                left -= len(windows) if done else 0
             # What cannot be sealed, or was somebody else's, must not hide what lies behind it.
-            passed_over += looked_at
-            if sum(map(len, ready.values())) + looked_at < LOOKED_AT:
+            passed_over += left
+            if seen < LOOKED_AT:
                 return made
 
     async def _made(self, block: Awaitable[int]) -> int:
