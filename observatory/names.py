@@ -91,7 +91,7 @@ OURS: Final[dict[str, Definition]] = {
     VALUES_REFUSED: Definition("counter", "", "Recordings refused because their value was not acceptable, by metric"),
     RESERVATIONS_REAPED: Definition("counter", "", "Reservations settled after they had run out"),
     LIMIT_ALERTS: Definition("counter", "", "Limits of which a fraction was used, by limit and fraction"),
-    LIMIT_UTILIZATION: Definition("gauge", "1", "The most used of a limit that this process saw in 10 s: ask for max"),
+    LIMIT_UTILIZATION: Definition("gauge", "1", "The most used of a limit seen here in 10 s, to within 0.01: ask for max"),
     WAIT_SECONDS: Definition("histogram", "s", "Time stood in line, by limit and outcome"),
     INSTANCES: Definition("gauge", "{instance}", "Open processes, by role"),
     LIMIT_CONFLICTS: Definition("counter", "", "Names that mean two limits in one fleet, by limit"),

@@ -97,9 +97,12 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         if on_store_down not in ("miss", "stale"):
             raise InvalidArgument(f"on_store_down must be miss or stale, got {units.shown(on_store_down)}")
         self._last = on_store_down == "stale"
+        self._own_terms = Terms(self._own_ttl_ms, self._own_stale_ms, (), 0.0, self._compress_over, self._last)
         self._counting: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
     def _terms(self, ttl: Any = OWN, stale_for: Any = OWN, tags: Iterable[str] = (), fail_for: float = 0.0) -> Terms:
+        if ttl is OWN and stale_for is OWN and tags == () and fail_for == 0.0:
+            return self._own_terms
         if isinstance(tags, str):
             raise InvalidArgument(f"tags must be several strings, got the string {units.shown(tags)}")
         labels = tuple(dict.fromkeys(tags))
@@ -153,7 +156,7 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
             payload = self._room.codec.plain(look.entry.payload, look.entry.flags)
             self._room.shelf.keep(place, look, value, payload, self._now_us(), self._own_stale_ms)
             return value
-        value = self._room.flights.last(place, look, self._terms())
+        value = self._room.flights.last(place, look, self._own_terms)
         if value is MISSING:
             counts.miss()
         return value

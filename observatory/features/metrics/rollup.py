@@ -182,7 +182,7 @@ class _Partition:
         ready: dict[tuple[str, int], list[int]] = {}
         for member in members:
             window, _, metric = member.decode(errors="replace").partition(":")
-            if window.isdecimal() and metric:
+            if window.isdecimal() and window == str(int(window)) and metric:
                 ready.setdefault((metric, int(window) // FINE_PER_MINUTE), []).append(int(window))
         return len(members), ready
 

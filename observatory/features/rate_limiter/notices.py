@@ -56,7 +56,7 @@ class Notices:
             return
         used = 1 - float(decision.remaining) / float(decision.capacity)
         told, told_us = self._used.get(policy.limit.name, (-1.0, 0))
-        if used >= told + _USED_STEP or used >= 1 > told or now_us - told_us > _USED_US:
+        if used >= told + _USED_STEP or used >= 1 > told or not 0 <= now_us - told_us <= _USED_US:
             self._used[policy.limit.name] = (used, now_us)
             self._metrics.set_gauge(LIMIT_UTILIZATION, used, {"limit": policy.limit.name})
         if policy.limit.alert_at:
