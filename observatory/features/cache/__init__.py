@@ -2,6 +2,6 @@
 
 from .cache import Cache
 from .counts import CacheStats
-from .space import CacheSpace
+from .space import Bounds, CacheSpace
 
-__all__ = ["Cache", "CacheSpace", "CacheStats"]
+__all__ = ["Bounds", "Cache", "CacheSpace", "CacheStats"]
