@@ -20,7 +20,7 @@ from .codec import MISSING, Codec
 from .counts import Counts
 from .entry import BOUNDED, Entry, pack
 from .flight import Flight, Landed, Terms, through
-from .lease import FAILED, LEASED, THERE, Lease, failure
+from .lease import FAILED, LEASED, SPOILT, THERE, Lease, failure
 from .shelf import Look, Place, Shelf
 
 T = TypeVar("T")
@@ -180,6 +180,8 @@ class Flights(Generic[T]):
                 self._counts.error()
                 return await self._alone(compute)
             if claim.state == LEASED:
+                if claim.detail == SPOILT:
+                    self._counts.corrupt()
                 return await self._compute(flight, place, compute, terms, lease, look)
             if claim.state == FAILED:
                 raise failure(self._name, claim.detail, claim.left)

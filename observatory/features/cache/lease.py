@@ -39,8 +39,11 @@ def _renew(store: Values, *, lease: Key, token: str, lease_ms: int) -> Awaitable
 def _release(store: Values, *, lease: Key, token: str, failure: str | bytes, keep_ms: int) -> Awaitable[list[int]]: ...
 
 
+SPOILT = b"spoilt"
+
+
 class Claim(NamedTuple):
-    """What the script answered."""
+    """What the script answered. detail: why it failed, or SPOILT where the store had another type of key for the entry."""
 
     state: int
     detail: bytes

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from ...clock import monotonic
+from ...errors import StoreError, StoreMisconfigured, StoreUnavailable
 from ...keys import Key
 from ...store.script import lua
 from ...store.store import Store
@@ -110,7 +111,13 @@ class Versions:
         store = self._store()
         key = store.keys.cache_tag(self._name, digest.hex(), scope)
         made = secrets.token_bytes(8)
-        found: bytes | None = await store.command("SET", key, made, "NX", "GET", "PX", keep_ms, link="values")
+        try:
+            found: bytes | None = await store.command("SET", key, made, "NX", "GET", "PX", keep_ms, link="values")
+        except (StoreUnavailable, StoreMisconfigured):
+            raise
+        except StoreError:  # a key of another type stands there, which is no version: nothing counts under it
+            await self.forget(key)
+            found = await store.command("SET", key, made, "NX", "GET", "PX", keep_ms, link="values")
         if found is None:
             self._keep(key, keep_ms)
             return made
@@ -167,8 +174,10 @@ def touching(near: Near[Any] | None, *keys: Key) -> Iterator[None]:
 
 
 async def read_all(store: Store, keys: Sequence[Key]) -> list[bytes | None]:
-    """The strings at these keys, in one trip; on a cluster in as many at once as there are keys."""
+    """The strings at these keys, in one trip; on a cluster in as many at once as there are keys. A key of another type is none:
+    MGET says so where GET would fail."""
     if store.is_cluster:
-        return list(await asyncio.gather(*(store.command("GET", key, link="values") for key in keys)))
+        each = await asyncio.gather(*(store.command("MGET", key, link="values") for key in keys))
+        return [one for (one,) in each]
     found: list[bytes | None] = await store.command("MGET", *keys, link="values")
     return found
