@@ -1,8 +1,8 @@
 """One process of a storm over a near cache, by its public verbs alone: `python -m tests.features.stormy NUMBER OF BOUND`.
 
 Each writes keys that are its own, with versions that only grow, and reads everybody's. A delete, a tag that is invalidated or a
-cache that is cleared is a version too: what was before it is out of date then. Per round it hears when to begin, and prints what
-was acknowledged when, what was served last when, and what it still serves wrongly when all has been quiet.
+cache that is cleared is a version too: what was before it is out of date then. Per round it hears when to begin, and prints
+what was acknowledged when, what was served last when, and what it still serves wrongly when all has been quiet.
 """
 
 import asyncio

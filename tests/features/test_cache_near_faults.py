@@ -175,7 +175,7 @@ async def test_a_loop_that_stands_still_longer_than_the_bound(server: Server, at
     thread = threading.Thread(target=lambda: asyncio.run(change()))
     thread.start()
     assert changed.wait(10)
-    time.sleep(BOUND)
+    time.sleep(BOUND)  # noqa: ASYNC251 (the loop stands still)
     assert await reader.get("j") == 2
     assert await reader.get("k") is None
     thread.join()
@@ -286,7 +286,12 @@ async def test_generations_end_each_others_near_values(server: Server, at: Openi
         return New("new")
 
     await old.set("k", Old("old"))
-    for end in (lambda: old.set("k", Old("older")), lambda: old.delete("k"), lambda: old.expire("k", 50)):
+    ends: tuple[Callable[[], Awaitable[object]], ...] = (
+        lambda: old.set("k", Old("older")),
+        lambda: old.delete("k"),
+        lambda: old.expire("k", 50),
+    )
+    for end in ends:
         assert await new.get_or_compute("k", compute) == New("new")
         await warm(new, "k")
         assert await old.set("j", Old("j"))

@@ -223,7 +223,8 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
 
     @told
     async def delete(self, key: str) -> int:
-        """Remove, in all generations of the class: 1 when there was one. What is computed meanwhile is not stored."""
+        """Remove, in all generations of the class: 1 when there was one (of another generation, also one that a tag has ended).
+        What is computed meanwhile is not stored."""
         place = self._place(key)
         look = await self._room.shelf.read(place)
         try:
