@@ -25,7 +25,7 @@ Opened = Callable[[str], AbstractAsyncContextManager[Fetch]]
 async def observatory(url: str) -> AsyncIterator[Fetch]:
     """Ours."""
     async with opened(url) as obs:
-        yield obs.cache(str, name="herd", ttl=60).get_or_compute
+        yield obs.cache(str, name="herd", ttl=60, near=False).get_or_compute
 
 
 @asynccontextmanager
