@@ -53,7 +53,9 @@ class Fleet:
     ) -> None:
         self.log = log
         log.touch()
-        env = environment(OBSERVATORY_REDIS_URL=url, OBSERVATORY_NAMESPACE=namespace, PYTHONPATH=str(ROOT))
+        # On a busy machine a store may be slow: who gave it up would compute for itself, and that is not what is asked here.
+        patient = environment(OBSERVATORY_REDIS_MAX_WAIT="5", PYTHONPATH=str(ROOT))
+        env = {**patient, "OBSERVATORY_REDIS_URL": url, "OBSERVATORY_NAMESPACE": namespace}
         self.members = [
             subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, str(log), str(pause), str(tasks), look_after],
