@@ -3,5 +3,6 @@
 from .cache import Cache
 from .counts import CacheStats
 from .space import CacheSpace
+from .untyped import CacheReport, Found, UntypedCache, UntypedCaches, report
 
-__all__ = ["Cache", "CacheSpace", "CacheStats"]
+__all__ = ["Cache", "CacheReport", "CacheSpace", "CacheStats", "Found", "UntypedCache", "UntypedCaches", "report"]
