@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from observatory import CacheMiss, InvalidArgument, NotEncodable, Observatory, StoreUnavailable
+from observatory import Cache, CacheMiss, InvalidArgument, NotEncodable, Observatory, StoreUnavailable
 from observatory.features.cache import UntypedCache
 from observatory.features.cache.generations import UNTYPED
 from tests.conftest import Open
@@ -66,8 +66,8 @@ async def found(cache: UntypedCache, key: str) -> Any:
 
 
 async def test_what_has_no_type_is_read_by_every_type_that_it_fits(fleet: tuple[Observatory, Observatory]) -> None:
-    """Before any class has ever written too; what it does not fit misses, and that is no corruption. A write by either side ends
-    the other's."""
+    """Before any class has ever written too. What it does not fit has a miss, which is no corruption. A write by either side
+    ends the other's."""
     one, two = fleet
     old, new = two.cache(Old, name="c"), one.cache(New, name="c")
     third = Observatory("third", settings=one.settings)
@@ -114,7 +114,10 @@ async def test_the_newest_of_all_generations_is_found(fleet: tuple[Observatory, 
 
     with one.untyped_caches.of("c", {}) as door:
         await old.get_or_compute("k", compute_old)
-        await asyncio.sleep(0.01)  # microseconds decide, and two clients' clocks may differ by some
+        entry = (await old._room.shelf.read(old._room.place("k"))).entry
+        async with asyncio.timeout(10):  # two clients' clocks differ by some microseconds
+            while entry is None or two.caches.now_us() <= entry.made_us:
+                await asyncio.sleep(0.001)
         await new.get_or_compute("k", compute_new)
         assert await found(door, "k") == {"text": "new", "score": 0.0}
         await two.store.command("UNLINK", new._room.place("k").entry)
@@ -183,12 +186,13 @@ async def test_a_type_whose_own_check_fails_has_a_miss(obs: Observatory) -> None
 
 
 async def test_add_sees_what_the_door_wrote(obs: Observatory) -> None:
-    """As get does: what fits exists, what does not is written over."""
+    """As get does: what fits exists, what does not is written over. expire knows Python's own only."""
     cache = obs.cache(Other, name="c")
     with obs.untyped_caches.of("c", {}) as door:
         await door.set("k", {"number": 1})
         with pytest.raises(ValueError, match="exists already"):
             await cache.add("k", Other(2))
+        assert not await cache.expire("k", 5)
         await door.set("k", "another shape")
         assert await cache.add("k", Other(2))
         assert await found(door, "k") == {"number": 2}
@@ -196,7 +200,7 @@ async def test_add_sees_what_the_door_wrote(obs: Observatory) -> None:
 
 async def test_a_cache_of_anything_is_the_untyped_one(obs: Observatory) -> None:
     """`obs.cache(Any)` and the doors have the same entries."""
-    cache = obs.cache(Any, name="c")
+    cache: Cache[Any] = obs.cache(Any, name="c")
     with obs.untyped_caches.of("c", {}) as door:
         await door.set("k", [1, None, {"a": "b"}])
         assert await cache.get("k") == [1, None, {"a": "b"}]
@@ -219,20 +223,22 @@ async def test_what_was_spoilt_is_a_miss_and_counted(obs: Observatory) -> None:
 
 async def test_values_in_json(obs: Observatory) -> None:
     """Every kind that Python writes, and what JSON has no form for."""
-    cache = obs.cache(Any, name="c")
+    cache: Cache[Any] = obs.cache(Any, name="c")
     moment = datetime(2026, 11, 23, 10, tzinfo=UTC)
-    for value, text in (
+    kinds: tuple[tuple[Any, bytes], ...] = (
         (b"\x00\xff", b'"AP8="'),
         (moment, b'"2026-11-23T10:00:00Z"'),
         ([float("nan"), float("inf"), 1.5], b"[null,null,1.5]"),
         ({1: "a", 2.5: "b"}, b'{"1":"a","2.5":"b"}'),
         (None, b"null"),
         (2**64 - 1, b"18446744073709551615"),
-    ):
+    )
+    for value, text in kinds:
         await cache.set("k", value)
         with obs.untyped_caches.of("c", {}) as door:
             assert (await door.find("k")).json() == text
-    for value in (msgspec.msgpack.Ext(5, b"x"), {(1, 2): 3}, {None: 1}, {True: 1}):
+    formless: tuple[Any, ...] = (msgspec.msgpack.Ext(5, b"x"), {(1, 2): 3}, {None: 1}, {True: 1})
+    for value in formless:
         await cache.set("k", value)
         with obs.untyped_caches.of("c", {}) as door, pytest.raises(NotEncodable, match="no form in JSON"):
             (await door.find("k")).json()
