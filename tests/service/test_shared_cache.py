@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from typing import Any
 from urllib.parse import quote
 
 import httpx2
@@ -60,6 +59,8 @@ async def test_processes_share_entries_with_a_class(instances: list[str], openin
         await cache.set("k", Answer("python", 0.5), tags=["faq"])
         found = await client.get(f"{first}/answers/entries/k")
         assert (found.status_code, found.json()) == (200, {"text": "python", "score": 0.5})
+        head = await client.head(f"{first}/answers/entries/k")
+        assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(found.content)))
         assert found.headers["content-type"] == "application/json"
         assert 0 <= int(found.headers["age"]) < 60
         name, state, ttl = found.headers["cache-status"].split("; ")
@@ -102,7 +103,7 @@ async def raw(url: str, method: str, path: str, body: bytes = b"") -> tuple[int,
 async def test_any_key_is_one(instances: list[str], opening: Open) -> None:
     """Of 64 kB, which is all that a URL holds; with what a path would lose, encoded or not; the one that Python says."""
     cache = (await opening()).cache(str, name="keys")
-    keys = ("x" * 65_000, "é" * 10_000, "a/../b", "a//b/", "%2F", "a?b#c", "a b+c", "\n", "x\n", "k:lease", "..", "\ud800")
+    keys = ("x" * 65_000, "é" * 10_000, "a/../b", "a//b/", "%2F", "a?b#c", "a b+c", "\n", "x\ny", "k:lease", "..", "\ud800")
     for number, key in enumerate(keys):
         path = f"/keys/entries/{quote(key, safe='', errors='surrogatepass')}"
         assert await raw(instances[0], "PUT", path, b'"%d"' % number) == (204, b""), key[:20]
