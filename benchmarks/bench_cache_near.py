@@ -15,7 +15,8 @@ from itertools import accumulate
 from typing import Any
 
 from observatory.clock import monotonic
-from observatory.features.cache.near import MISS, Near, Vicinity
+from observatory.features.cache.codec import MISSING
+from observatory.features.cache.near import Near, Vicinity
 from observatory.features.cache.sieve import Entry, Sieve
 from observatory.keys import Key
 from observatory.settings import Settings
@@ -51,13 +52,13 @@ async def _ours(server: Server, stack: AsyncExitStack) -> Near[str]:
         return answer
 
     near: Near[str] = Near(
-        Vicinity(lambda listener: store.track(PREFIX, listener, 1.0), read, bound=1.0),
+        Vicinity(lambda listener: store.track([PREFIX], listener, 1.0), read, bound=1.0),
         bytes.decode,
         max_entries=10_000,
         max_bytes=1 << 26,
     )
     async with asyncio.timeout(5):
-        while near.expect(_shared("k")) is None:  # noqa: ASYNC110 (it comes when it is asked for)
+        while not near.expect(_shared("k")):  # noqa: ASYNC110 (it comes when it is asked for)
             await asyncio.sleep(0.01)
     for key in KEYS:
         await store.command("SET", _shared(key), VALUE, "PX", 600_000, link="values")
@@ -66,7 +67,7 @@ async def _ours(server: Server, stack: AsyncExitStack) -> Near[str]:
         token = near.expect(_shared(key))
         payload = await read(_shared(key))
         assert payload is not None
-        near.keep(token, _shared(key), key, payload, payload.decode(), monotonic() + 600)
+        near.keep(token, (payload,), key, payload, payload.decode(), monotonic() + 600)
     return near
 
 
@@ -130,7 +131,7 @@ async def _hits(server: Server, plan: Plan) -> list[str]:
 
         async def get(key: str) -> object:
             value = near.lookup(key)
-            return None if value is MISS else value
+            return None if value is MISSING else value
 
         awaited: dict[str, Awaited] = {OURS_AWAITED: get, **await _peers(server, stack)}
         plain: dict[str, Sync] = {OURS: near.lookup, **_policies()}
@@ -173,7 +174,7 @@ async def _microseconds(plain: Sync | None, awaited: Awaited | None, seconds: fl
                 found = await awaited(key)
         took += time.thread_time() - began
         hits += len(KEYS)
-        if found is None or found is MISS:
+        if found is None or found is MISSING:
             raise BrokenContender("a hit was none")
         await asyncio.sleep(0)
     began = time.thread_time()
@@ -258,13 +259,13 @@ async def _memory(server: Server, plan: Plan) -> list[str]:
     async with AsyncExitStack() as stack:
         near = await _ours(server, stack)
         for size in sizes:
-            near.clear()
+            near.forget()
             tracemalloc.start()
             number = 1000 if plan.quick else 10_000
             for index in range(number):
                 payload = b"%0*d" % (size, index)
                 token = near.expect(_shared(f"{size}:{index}"))
-                near.keep(token, _shared(f"{size}:{index}"), f"{size}:{index}", payload, payload.decode(), monotonic() + 600)
+                near.keep(token, (payload,), f"{size}:{index}", payload, payload.decode(), monotonic() + 600)
                 if index % 500 == 0:
                     await asyncio.sleep(0)
             used, _ = tracemalloc.get_traced_memory()

@@ -87,6 +87,7 @@ class Observatory(Household):
 
     async def flush(self) -> None:
         """What was recorded here is acknowledged by Redis when it returns; StoreUnavailable otherwise (nothing is lost)."""
+        self._count_up()
         await asyncio.gather(self.events.flush(), self.metrics.flush())
 
     async def ready(self, *, timeout: float = 5.0) -> None:
@@ -118,8 +119,12 @@ class Observatory(Household):
         name: str = "default",
         ttl: float | None = None,
         stale_for: float = 0.0,
+        near: bool | None = None,
         by: str | Iterable[str] | None = None,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
         compress_over: int | None = None,
+        on_store_down: Literal["miss", "stale"] = "miss",
     ) -> Cache[T]: ...
     @overload
     def cache(
@@ -130,14 +135,21 @@ class Observatory(Household):
         name: str = "default",
         ttl: float | None = None,
         stale_for: float = 0.0,
+        near: bool | None = None,
         by: str | Iterable[str] | None = None,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
         compress_over: int | None = None,
+        on_store_down: Literal["miss", "stale"] = "miss",
     ) -> Cache[Any]: ...
     def cache(self, type: Any, /, *, name: str = "default", **more: Any) -> Cache[Any]:  # noqa: A002
         """Shared entries of one type. Same name, same entries, in every process; another type under one name is refused.
 
         ttl, stale_for: seconds. by: dimensions, as "tenant": each has entries of its own, found by what is bound.
-        compress_over: bytes of an encoded value.
+        near (cache.near): keep what is read in this process too, at most max_entries and max_bytes of it, never out of date by
+        more than cache.near_bound. compress_over: bytes of an encoded value.
+        on_store_down: "miss", or "stale": what was kept near before is served while the store is away (for `stale_for` beyond
+        its end), out of date by as much as that lasts.
         """
         return Cache(obs=self, type=type, name=name, **more)
 

@@ -7,7 +7,7 @@ from typing import Any
 from .background import Job
 from .clock import ServerClock
 from .duties import COMPACT_EVERY, duty
-from .features.cache import CacheSpace, UntypedCaches
+from .features.cache import Bounds, CacheSpace, UntypedCaches
 from .features.dead_letters import DeadLetters
 from .features.events import Events, Room
 from .features.leases import Leases
@@ -143,6 +143,10 @@ class Household:
             ttl=cache.ttl,
             jitter=cache.jitter,
             max_value=cache.max_value,
+            compress_over=cache.compress_over,
+            is_near=cache.near == "on",
+            near=Bounds(cache.near_entries, cache.near_bytes),
+            near_bound=cache.near_bound,
         )
 
     @room
@@ -167,9 +171,15 @@ class Household:
         if failed:
             raise failed[0]
 
-    async def _flush_regularly(self) -> None:
+    def _count_up(self) -> None:
+        """What is counted beside the metrics, where a count of theirs would cost too much, is handed to them."""
         if "logger" in self.__dict__ and (held := self.logger.pen.settle()):
             self.metrics.increment_counter(LINES_REPEATED, held)
+        if "caches" in self.__dict__:
+            self.caches.settle()
+
+    async def _flush_regularly(self) -> None:
+        self._count_up()
         if failed := await _each(self.events.flush(), self.metrics.flush_regularly(), self._traces.exchange()):
             raise failed[0]
 

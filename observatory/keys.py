@@ -1,6 +1,7 @@
 """Every key, spelled in one room.
 
     obs1:<namespace>:<feature>:{<tag>}:<rest>
+    obs1:<namespace>:cache:<name>:{<tag>}:<rest>
 
 `1` is the layout's version. The feature stands before the tag so that tracking prefixes and ACL patterns can name it. The tag
 is a partition, not an identity: it decides the slot, and all keys of one script share it (on Cluster; elsewhere a script may
@@ -180,7 +181,7 @@ class Keys:
     def entry(self, cache: str, fingerprint: str, key: str, scope: str = "") -> Key:  # string: an entry (cache/entry.py)
         """Every generation of a class has its own, in one slot. scope: whose, encoded; it stands in a place of its own."""
         tag = self.partition_of(f"{cache}\0{scope}\0{key}", 2**32)
-        return Key(f"{self._prefix}:cache:{{c{tag:08x}}}:{cache}:{scope}:{part(key)}:{fingerprint}")
+        return Key(f"{self._prefix}:cache:{cache}:{{c{tag:08x}}}:{scope}:{part(key)}:{fingerprint}")
 
     @staticmethod
     def of_generation(entry: Key, fingerprint: str) -> Key:
@@ -189,19 +190,20 @@ class Keys:
 
     @staticmethod
     def computing(entry: Key) -> Key:  # string: the token of who computes the entry, or "!" and why that failed
-        return Key(f"{entry}:lease")
+        layout, namespace, _, rest = entry.split(":", 3)
+        return Key(f"{layout}:{namespace}:computing:{rest}")
 
     def cache_record(self, cache: str, scope: str = "") -> Key:  # string "<version> <fingerprint> ...": see cache/versions.py
         tag = self.partition_of(f"{cache}\0{scope}", 2**32)
-        return Key(f"{self._prefix}:cache:{{v{tag:08x}}}:record:{cache}:{scope}")
+        return Key(f"{self._prefix}:cache:{cache}:{{v{tag:08x}}}:record:{scope}")
 
     def cache_tag(self, cache: str, digest: str, scope: str = "") -> Key:  # string: the version of one tag of a cache
         tag = self.partition_of(f"{cache}\0{scope}\0{digest}", 2**32)
-        return Key(f"{self._prefix}:cache:{{v{tag:08x}}}:tag:{cache}:{scope}:{digest}")
+        return Key(f"{self._prefix}:cache:{cache}:{{v{tag:08x}}}:tag:{scope}:{digest}")
 
-    def cached(self) -> str:
-        """What every entry's key begins with: for CLIENT TRACKING."""
-        return f"{self._prefix}:cache:"
+    def cached(self, cache: str) -> str:
+        """What every key of a cache begins with that is kept near: for CLIENT TRACKING. Leases have another room."""
+        return f"{self._prefix}:cache:{cache}:"
 
     def pattern(self) -> str:
         """What SCAN takes to find every key of the namespace."""

@@ -63,6 +63,11 @@ CACHE_COALESCED: Final = "observatory_cache_coalesced_total"
 CACHE_COMPUTATIONS: Final = "observatory_cache_computations_total"
 CACHE_CORRUPT: Final = "observatory_cache_corrupt_total"
 CACHE_ERRORS: Final = "observatory_cache_errors_total"
+CACHE_NEAR_BYTES: Final = "observatory_cache_near_bytes"
+CACHE_NEAR_CHECKS: Final = "observatory_cache_near_checks_total"
+CACHE_NEAR_ENTRIES: Final = "observatory_cache_near_entries"
+CACHE_NEAR_EVICTIONS: Final = "observatory_cache_near_evictions_total"
+CACHE_NEAR_MISMATCHES: Final = "observatory_cache_near_mismatches_total"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
 
 SPAN_COST: Final = "observatory.cost_usd"
@@ -86,7 +91,7 @@ OURS: Final[dict[str, Definition]] = {
     VALUES_REFUSED: Definition("counter", "", "Recordings refused because their value was not acceptable, by metric"),
     RESERVATIONS_REAPED: Definition("counter", "", "Reservations settled after they had run out"),
     LIMIT_ALERTS: Definition("counter", "", "Limits of which a fraction was used, by limit and fraction"),
-    LIMIT_UTILIZATION: Definition("gauge", "1", "The most used of a limit that this process saw in 10 s: ask for max"),
+    LIMIT_UTILIZATION: Definition("gauge", "1", "The most used of a limit seen here in 10 s, to within 0.01: ask for max"),
     WAIT_SECONDS: Definition("histogram", "s", "Time stood in line, by limit and outcome"),
     INSTANCES: Definition("gauge", "{instance}", "Open processes, by role"),
     LIMIT_CONFLICTS: Definition("counter", "", "Names that mean two limits in one fleet, by limit"),
@@ -111,6 +116,13 @@ OURS: Final[dict[str, Definition]] = {
     ),
     CACHE_CORRUPT: Definition("counter", "", "Entries whose bytes were not what was written, by cache: misses"),
     CACHE_ERRORS: Definition("counter", "", "Reads that the store did not answer in time, by cache: misses"),
+    CACHE_NEAR_BYTES: Definition("gauge", "By", "Size of what processes keep near, by cache"),
+    CACHE_NEAR_CHECKS: Definition("counter", "", "Near hits that were compared with the store, by cache: one in a thousand"),
+    CACHE_NEAR_ENTRIES: Definition("gauge", "", "Entries that processes keep near, by cache"),
+    CACHE_NEAR_EVICTIONS: Definition("counter", "", "Entries that left a near cache for others, by cache"),
+    CACHE_NEAR_MISMATCHES: Definition(
+        "counter", "", "Near hits that were older than cache.near_bound, by cache: never, or something is broken"
+    ),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
     EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -50,21 +51,27 @@ def _point(text: str) -> Point:
     )
 
 
-class Receiver:
-    """rotel on two ports of this machine."""
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    def __init__(self, directory: Path) -> None:
+
+class Receiver:
+    """rotel on two ports of this machine. signals: of "metrics", "traces" and "logs", those that it gives account of."""
+
+    def __init__(self, directory: Path, *signals: str) -> None:
         found = find_spec("rotel")
         if found is None or found.origin is None:
-            skip_or_fail("rotel is not installed")
-        assert found is not None
-        assert found.origin is not None
-        self.grpc, self.http = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+            skip_or_fail("no rotel (an OTLP receiver from PyPI, in the dev extra)")
+            raise AssertionError
+        self._ports = (free_port(), free_port())
+        self.grpc, self.http = (f"http://127.0.0.1:{port}" for port in self._ports)
         self._log = directory / "rotel.log"
         self._command = [
             *(str(Path(found.origin).parent / "rotel-agent"), "start", "--exporter", "blackhole"),
             *("--otlp-grpc-endpoint", self.grpc[7:], "--otlp-http-endpoint", self.http[7:]),
-            *("--debug-log", "metrics", "--debug-log-verbosity", "detailed", "--pid-file", str(directory / "rotel.pid")),
+            *(word for signal in signals for word in ("--debug-log", signal)),
+            *("--debug-log-verbosity", "detailed", "--pid-file", str(directory / "rotel.pid")),
         ]
 
     @contextlib.contextmanager
@@ -72,16 +79,27 @@ class Receiver:
         with self._log.open("wb") as log:
             one = subprocess.Popen(self._command, stdout=log, stderr=log, preexec_fn=die_with_parent)
         try:
-            wait_until(lambda: "Starting Rotel" in self._log.read_text(errors="replace"), "rotel is up")
+            wait_until(lambda: all(map(_answers, self._ports)), "rotel listens")
             yield
         finally:
             one.kill()
             one.wait()
 
+    def text(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def blocks(self, kind: str) -> list[str]:
+        """Every "Span" or "LogRecord" that came, as it is shown."""
+        return re.split(rf"^{kind} #\d+$", self.text(), flags=re.MULTILINE)[1:]
+
+    def names(self) -> list[str]:
+        """Those of the spans."""
+        return re.findall(r"Name           : (.*)", self.text())
+
     def told(self, name: str = "") -> list[Told]:
         """Every metric of every request so far, or those of one name."""
         found = []
-        for request in re.split(r"^ResourceMetrics #\d+\n", self._log.read_text(), flags=re.MULTILINE)[1:]:
+        for request in re.split(r"^ResourceMetrics #\d+\n", self.text(), flags=re.MULTILINE)[1:]:
             head, *metrics = re.split(r"^Metric #\d+\n", request, flags=re.MULTILINE)
             resource = _attributes(head.splitlines())
             for metric in metrics:

@@ -7,7 +7,7 @@ KEYS
 ARGV
   version        string  16 hexadecimal digits, the version of a new record; random, so that none ever comes again
   fingerprint    string  of the generation
-  ttl_ms         int ms  the record's time to live from now; longer than any entry's
+  ttl_ms         int ms  the record's time to live from now, or three quarters of it; longer than any entry's
 
 RETURNS record
   record         string  as it is now
@@ -23,8 +23,12 @@ local fingerprint = ARGV[2]
 local ttl_ms = tonumber(ARGV[3])
 
 local known = redis.call('GET', record) or version
-if not string.find(known, fingerprint, 17, true) then
+local is_new = not string.find(known, fingerprint, 17, true)
+if is_new then
   known = string.format('%s %s', known, fingerprint)
 end
-redis.call('SET', record, known, 'PX', ttl_ms)
+-- Whatever touches it is told to everybody who keeps something near, and costs them all of it: seldom, by whoever is first.
+if is_new or redis.call('PTTL', record) < ttl_ms * 3 / 4 then
+  redis.call('SET', record, known, 'PX', ttl_ms)
+end
 return known

@@ -113,7 +113,7 @@ def stats(
     if context.obj.json:
         show_json(found[0] if name else found)
         return
-    numbers = [field for field in CacheReport.__struct_fields__ if field not in ("cache", "hit_rate")]
+    numbers = ("hits", "misses", "near_hits", "stale", "coalesced", "computed", "errors", "corrupt")
     rows = [[one.cache, f"{one.hit_rate:.1%}", *(f"{getattr(one, field):,}" for field in numbers)] for one in found]
     show_table(["cache", "hit rate #", *(f"{field.replace('_', ' ')} #" for field in numbers)], rows)
 

@@ -77,6 +77,15 @@ class Cache(Section, frozen=True):
     ttl: Annotated[float, Row("seconds", "how long an entry lives when nothing else is said", "s", least=0.001)] = 300.0
     jitter: Annotated[float, Row("fraction", "up to this fraction is taken off each time to live", least=0, most=1)] = 0.1
     max_value: Annotated[int, Row("bytes", "largest encoded value", "bytes", least=1, most=512 * 2**20)] = 8 * 2**20
+    compress_over: Annotated[
+        int, Row("bytes", "encoded values above this are compressed, where that makes them smaller", "bytes", least=0)
+    ] = 4096
+    near: Annotated[Literal["on", "off"], Row("choice", "keep what is read in the process too, if nothing is said")] = "on"
+    near_bound: Annotated[
+        float, Row("seconds", "a value kept near may be out of date by so much at most", "s", least=0.1, most=60)
+    ] = 1.0
+    near_entries: Annotated[int, Row("count", "entries of one cache that are kept near, per process", least=1)] = 10_000
+    near_bytes: Annotated[int, Row("bytes", "and how large all of them may be", "bytes", least=1)] = 64 * 2**20
 
 
 class RetrySettings(Section, frozen=True):

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
@@ -202,12 +202,12 @@ class Store:
         """The same store over the link for work that may be slow: flushes, queries, the worker's batches."""
         return Bulk(self)
 
-    def track(self, prefix: str, listener: Listener, bound: float) -> Tracking:
+    def track(self, prefixes: Sequence[str], listener: Listener, bound: float) -> Tracking:
         """Be told of every key that begins so and changes; what is kept of them may be `bound` seconds out of date."""
         tracking = Tracking(
             self._node,
             self._cluster,
-            prefix,
+            prefixes,
             listener,
             elected=self._sentinels is not None,
             bound=bound,

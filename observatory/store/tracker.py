@@ -7,7 +7,7 @@ that is open at one end only): nothing is promised. Whatever may have lost notic
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import hiredis
@@ -100,7 +100,7 @@ class Tracker:
     def __init__(
         self,
         connect: Callable[[], Awaitable[AbstractConnection]],
-        prefix: str,
+        prefixes: Sequence[str],
         questions: Questions,
         listener: Listener,
         *,
@@ -109,7 +109,7 @@ class Tracker:
         suspect: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect = connect
-        self._prefix = prefix
+        self._prefixes = prefixes
         self._questions = questions
         self._listener = listener
         self._bound = bound
@@ -150,7 +150,8 @@ class Tracker:
             pause = _REFUSED_PAUSE
             try:
                 await wire.connected(self._connect_timeout)
-                await wire.call("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
+                prefixes = [word for prefix in self._prefixes for word in ("PREFIX", prefix)]
+                await wire.call("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
                 await self._keep(wire)
             except ObservatoryError as error:
                 pause = self._told(error)
@@ -199,6 +200,11 @@ class Tracker:
         """Drop a connection that leads elsewhere."""
         if self._wire is not None and self._wire.peer not in (None, other_than):
             self._wire.leave(fault)
+
+    def restart(self) -> None:
+        """The server has to be asked for something else."""
+        if self._wire is not None:
+            self._wire.leave(StoreUnavailable("the tracked keys are others now"))
 
     def close(self) -> None:
         """No more promises."""

@@ -1,6 +1,6 @@
 """Whose silence a key's near value rests on: a tracker per primary, found by the key's slot, made when first asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import ObservatoryError
 from .cluster import Cluster, slot_of_key
@@ -19,7 +19,7 @@ class Tracking:
         self,
         node: Node,
         cluster: Cluster | None,
-        prefix: str,
+        prefixes: Sequence[str],
         listener: Listener,
         *,
         elected: bool,
@@ -29,9 +29,10 @@ class Tracking:
         self._node = node
         self._cluster = cluster
         self._questions = SHARING if cluster is not None else ELECTED if elected else ALONE
+        self._prefixes = list(prefixes)
         self._make: Callable[[Node], Tracker] = lambda one: Tracker(
             one.connect,
-            prefix,
+            self._prefixes,
             self._questions,
             listener,
             bound=bound,
@@ -53,6 +54,12 @@ class Tracking:
             # The one of them that is behind will hear from the sentinels; what is read here is not announced there.
             return None
         return tracker.lease
+
+    def include(self, prefix: str) -> None:
+        """Be told of keys that begin so, too. The servers are asked anew: what was promised until here ends."""
+        self._prefixes.append(prefix)
+        for tracker in self._trackers.values():
+            tracker.restart()
 
     @property
     def generations(self) -> int:

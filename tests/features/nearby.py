@@ -14,7 +14,8 @@ from typing import Any
 
 from observatory.clock import monotonic
 from observatory.errors import StoreUnavailable
-from observatory.features.cache.near import MISS, Near, Vicinity
+from observatory.features.cache.codec import MISSING
+from observatory.features.cache.near import Near, Vicinity
 from observatory.keys import Key
 from observatory.store.store import Store
 from observatory.store.tracking import Tracking
@@ -38,7 +39,7 @@ class Client:
         self.trackings: list[Tracking] = []
 
         def track(listener: Any) -> Tracking:
-            self.trackings.append(store.track(PREFIX, listener, bound))
+            self.trackings.append(store.track([PREFIX], listener, bound))
             return self.trackings[-1]
 
         self.vicinity = Vicinity(track, self.read, bound=bound)
@@ -50,13 +51,13 @@ class Client:
 
     async def get(self, key: str) -> str | None:
         value: Any = self.near.lookup(key)
-        if value is not MISS:
+        if value is not MISSING:
             return str(value)
         token = self.near.expect(where(key))
         payload = await self.read(where(key))
         if payload is None:
             return None
-        self.near.keep(token, where(key), key, payload, payload.decode(), FOR_EVER)
+        self.near.keep(token, (payload,), key, payload, payload.decode(), FOR_EVER)
         return payload.decode()
 
     async def set(self, key: str, value: str) -> None:
@@ -73,7 +74,7 @@ class Client:
                 with suppress(StoreUnavailable):
                     for key in keys:
                         await self.get(key)
-                    if all(self.near.lookup(key) is not MISS for key in keys):
+                    if all(self.near.lookup(key) is not MISSING for key in keys):
                         return
                 await asyncio.sleep(0.01)
 
@@ -88,7 +89,7 @@ async def gone(client: Client, key: str, within: float) -> float:
     async with asyncio.timeout(within):
         while True:
             asked_at = monotonic()
-            if client.near.lookup(key) is MISS:
+            if client.near.lookup(key) is MISSING:
                 return last - began
             last = asked_at
             await asyncio.sleep(0.001)
@@ -170,7 +171,7 @@ async def storm(url: str, number: int, of: int, seconds: float, keys: int) -> di
         await asyncio.gather(*(writer(own[part::4]) for part in range(4)), *(reader() for _ in range(16)))
     await asyncio.sleep(BOUND + 0.5)
     # Quiet, for all of them: what is still near must be what the store has.
-    near = {key: value for key in names if (value := client.near.lookup(key)) is not MISS}
+    near = {key: value for key in names if (value := client.near.lookup(key)) is not MISSING}
     have = dict(zip(near, await asyncio.gather(*(client.read(where(key)) for key in near)), strict=True))
     stale = [key for key, value in near.items() if have[key] is None or str(value).encode() != have[key]]
     stats = client.near.stats

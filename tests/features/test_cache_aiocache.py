@@ -59,7 +59,7 @@ async def test_cached_stampede_computes_once_in_a_process(obs: Observatory) -> N
 async def test_a_lock_is_released_by_who_holds_it(opening: Open) -> None:
     """And by nobody else; it is no entry."""
     first, second = await opening(), await opening()
-    cache, other = first.cache(str), second.cache(str)
+    cache, other = first.cache(str, near=False), second.cache(str, near=False)
     async with RedLock(cache, "k", 5):
         with pytest.raises(ValueError, match="locked"):
             await other._add("k-lock", "mine", 5)
@@ -113,7 +113,7 @@ async def test_what_a_backend_does(opening_any: Open) -> None:
 async def test_increments_are_not_lost(opening_any: Open) -> None:
     """Of two processes at once; the time to live stays."""
     first, second = await opening_any(), await opening_any()
-    caches = [obs.cache(int, name="n", ttl=50) for obs in (first, second)]
+    caches = [obs.cache(int, name="n", ttl=50, near=False) for obs in (first, second)]
     await caches[0].set("i", 0, ttl=20, tags=["t"])
     await asyncio.gather(*(cache.increment("i") for cache in caches for _ in range(25)))
     assert await caches[1].get("i") == 50

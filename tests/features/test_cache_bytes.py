@@ -81,7 +81,7 @@ async def test_corrupted_bytes_are_a_miss_and_a_count(obs: Observatory) -> None:
 
 async def test_large_values_are_compressed_when_asked(obs: Observatory) -> None:
     """And only when it makes them smaller; each handle as it was told, every handle reads both."""
-    plain, small = obs.cache(str, name="size"), obs.cache(str, name="size", compress_over=1000)
+    plain, small = obs.cache(str, name="size", compress_over=1 << 30), obs.cache(str, name="size", compress_over=1000)
     key = plain._room.place("k").entry
 
     async def stored() -> int:

@@ -126,7 +126,7 @@ def counting(value: Any, pause: float = 0.0, calls: list[int] | None = None) -> 
 async def test_tasks_of_a_process_share_a_computation(obs: Observatory) -> None:
     """And a mutable value is no one's but each caller's."""
     calls: list[int] = []
-    cache = obs.cache(dict[str, int])
+    cache = obs.cache(dict[str, int], near=False)
     found = await asyncio.gather(*(cache.get_or_compute("k", counting({"a": 1}, 0.05, calls)) for _ in range(50)))
     assert found == [{"a": 1}] * 50
     assert len({id(one) for one in found}) == 50
@@ -240,7 +240,7 @@ async def test_a_failure_is_remembered_as_long_as_asked(opening: Open) -> None:
 async def test_what_was_computed_before_a_change_is_not_stored(opening_any: Open, how: str) -> None:
     """The caller who began it has it; nobody who asks afterwards gets it, here or elsewhere."""
     first, second = await opening_any(), await opening_any()
-    cache, other = first.cache(str), second.cache(str)
+    cache, other = first.cache(str, near=False), second.cache(str, near=False)
     leader = asyncio.create_task(cache.get_or_compute("k", counting("old", 0.3), tags=["t"]))
     await asyncio.sleep(0.1)
     match how:
@@ -305,7 +305,7 @@ async def test_a_lost_lease_means_that_the_late_store_is_refused(opening: Open) 
 async def test_stale_is_served_while_one_makes_a_new_one(opening_any: Open) -> None:
     """In the fleet; and when that fails the old value is served until stale_for is over."""
     first, second = await opening_any(), await opening_any()
-    one, two = (obs.cache(str, ttl=0.1, stale_for=30) for obs in (first, second))
+    one, two = (obs.cache(str, ttl=0.1, stale_for=30, near=False) for obs in (first, second))
     calls: list[int] = []
     assert await one.get_or_compute("k", counting("1", 0, calls)) == "1"
     await asyncio.sleep(0.15)
@@ -333,7 +333,7 @@ async def test_stale_is_served_while_one_makes_a_new_one(opening_any: Open) -> N
 
 async def test_a_dear_entry_is_made_anew_before_its_end(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sooner the dearer it is: XFetch with a draw of ours."""
-    cache = obs.cache(str, ttl=10)
+    cache = obs.cache(str, ttl=10, near=False)
     calls: list[int] = []
     await cache.get_or_compute("k", counting("1", 0.2, calls))
     monkeypatch.setattr("random.random", lambda: 0.0)

@@ -158,6 +158,6 @@ VERBS += ["get_or_compute", "wait"] * 2
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_cache_is_a_dictionary_with_time(fleet: tuple[Observatory, Observatory], seed: int) -> None:
     """Whoever asks, whatever was done before."""
-    walk = Walk([obs.cache(int, name="model", ttl=LONG) for obs in fleet], seed)
+    walk = Walk([obs.cache(int, name="model", ttl=LONG, near=False) for obs in fleet], seed)
     for _ in range(250):
         await walk.step()

@@ -8,8 +8,12 @@ import pytest
 
 from observatory import ConfigurationError, InvalidArgument, Observatory
 from observatory.features.cache.versions import digest_of
+from observatory.settings import Settings
 from tests.conftest import Open
 from tests.topologies import Cluster
+
+FAR = Settings().replace(cache_near="off")
+"""What one process writes the other reads at once."""
 
 
 @pytest.fixture(params=["valkey", "redis", "cluster"])
@@ -20,7 +24,7 @@ async def fleet(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator
         url = cluster.url
     else:
         url = request.getfixturevalue("servers")(request.param).url
-    first, second = (Observatory("test", redis_url=url, namespace=namespace) for _ in range(2))
+    first, second = (Observatory("test", redis_url=url, namespace=namespace, settings=FAR) for _ in range(2))
     async with first, second:
         yield first, second
 

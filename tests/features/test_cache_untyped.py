@@ -294,3 +294,31 @@ async def test_dimensions_are_a_place_of_their_own(obs: Observatory) -> None:
     for name in ("private:tenant=acme", "", "a/b", "private:"):
         with pytest.raises(InvalidArgument, match="cache name"), obs.untyped_caches.of(name, {}):
             pass
+
+
+async def test_near_values_end_when_the_door_writes(opening: Open) -> None:
+    """Within the bound; and what the door wrote is never kept near, so the next of its writes is seen at once."""
+    one, two = await opening(), await opening()
+    cache = one.cache(Other, name="near", near=True)
+
+    async def seen_near() -> bool:
+        before = (await cache.stats(fleet=False)).near_hits
+        await cache.get("k")
+        return (await cache.stats(fleet=False)).near_hits > before
+
+    await cache.set("k", Other(0))
+    async with asyncio.timeout(10):
+        while not await seen_near():
+            await asyncio.sleep(0.01)
+    with two.untyped_caches.of("near", {}) as door:
+        await door.set("k", {"number": 1})
+        async with asyncio.timeout(10):
+            while await cache.get("k") != Other(1):
+                await asyncio.sleep(0.01)
+        for number in range(2, 30):
+            await door.set("k", {"number": number})
+            assert await cache.get("k") == Other(number)
+            assert await cache.get("k") == Other(number)
+        assert not await seen_near()
+        await door.delete("k")
+        assert await cache.get("k") is None

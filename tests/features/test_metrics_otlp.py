@@ -29,7 +29,7 @@ SOON = {"OTEL_METRIC_EXPORT_INTERVAL": "500", "OTEL_EXPORTER_OTLP_METRICS_TIMEOU
 
 @pytest.fixture
 def receiver(tmp_path: Path) -> Iterator[Receiver]:
-    one = Receiver(tmp_path)
+    one = Receiver(tmp_path, "metrics")
     with one.running():
         yield one
 

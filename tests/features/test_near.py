@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from observatory.clock import monotonic
-from observatory.features.cache.near import MISS, OVERHEAD, Near, Vicinity, immutable
+from observatory.features.cache.codec import MISSING
+from observatory.features.cache.near import OVERHEAD, Near, Vicinity, immutable
 from observatory.keys import Key
 from observatory.store.tracker import Lease
 from tests.features.nearby import BOUND, FOR_EVER, Client, Judge, gone, where
@@ -69,14 +70,14 @@ async def test_read_that_was_overtaken_is_not_kept(near: Near_, server: Server) 
     one, other = near(server.url, 30.0), near(server.url)
     await other.set("k", "old")
     await one.warm("k")
-    one.near.clear()
+    one.near.forget()
     token = one.near.expect(where("k"))
     payload = await one.read(where("k"))
     await other.set("k", "new")
     await asyncio.sleep(0.1)
     assert payload is not None
-    assert not one.near.keep(token, where("k"), "k", payload, "old", FOR_EVER)
-    assert one.near.lookup("k") is MISS
+    assert not one.near.keep(token, (payload,), "k", payload, "old", FOR_EVER)
+    assert one.near.lookup("k") is MISSING
 
 
 async def test_storm_of_processes_leaves_nothing_stale(own_server: Server) -> None:
@@ -127,12 +128,12 @@ async def test_reads_under_way_when_the_lease_ends_are_not_kept(near: Near_, own
     one = near(own_server.url, 30.0)
     await one.set("k", "1")
     await one.warm("k")
-    one.near.clear()
+    one.near.forget()
     token = one.near.expect(where("k"))
     await one.store.command("FLUSHALL")
     await asyncio.sleep(0.1)
-    assert not one.near.keep(token, where("k"), "k", b"1", "1", FOR_EVER)
-    assert one.near.expect(where("k")) is not token
+    assert not one.near.keep(token, (b"1",), "k", b"1", "1", FOR_EVER)
+    assert one.near.expect(where("k")) != token
 
 
 async def test_server_that_stands_still_serves_nothing_stale(near: Near_, own_server: Server) -> None:
@@ -198,7 +199,7 @@ async def test_blocked_loop_serves_nothing_stale(near: Near_, server: Server) ->
     await one.set("blocked", "1")
     await one.warm("blocked")
     time.sleep(0.5)  # noqa: ASYNC251 (that is the point)
-    assert one.near.lookup("blocked") is MISS
+    assert one.near.lookup("blocked") is MISSING
     await one.warm("blocked")
 
 
@@ -208,7 +209,7 @@ async def test_suspended_machine_serves_nothing_stale(near: Near_, server: Serve
     await one.set("slept", "1")
     await one.warm("slept")
     monkeypatch.setattr("observatory.features.cache.near.monotonic", lambda: monotonic() + 3600)
-    assert one.near.lookup("slept") is MISS
+    assert one.near.lookup("slept") is MISSING
 
 
 async def test_near_ends_with_the_store(near: Near_, server: Server) -> None:
@@ -217,8 +218,8 @@ async def test_near_ends_with_the_store(near: Near_, server: Server) -> None:
     await one.set("k", "1")
     await one.warm("k")
     one.store.close()
-    assert one.near.lookup("k") is MISS
-    assert one.near.expect(where("k")) is None
+    assert one.near.lookup("k") is MISSING
+    assert not one.near.expect(where("k"))
     await asyncio.sleep(0.05)
     assert not [task for task in asyncio.all_tasks() if "tracker" in task.get_name()]
 
@@ -241,10 +242,10 @@ async def test_entry_ends_at_its_own_end(near: Near_, server: Server) -> None:
     await one.set("k", "1")
     await one.warm("k")
     token = one.near.expect(where("k"))
-    assert one.near.keep(token, where("k"), "k", b"1", "1", monotonic() + 0.05)
+    assert one.near.keep(token, (b"1",), "k", b"1", "1", monotonic() + 0.05)
     assert one.near.lookup("k") == "1"
     await asyncio.sleep(0.06)
-    assert one.near.lookup("k") is MISS
+    assert one.near.lookup("k") is MISSING
 
 
 async def test_self_check_finds_what_is_served_beyond_the_bound(near: Near_, server: Server) -> None:
@@ -295,6 +296,8 @@ class Held:
 
     closed = False
 
+    def include(self, prefix: str) -> None: ...
+
     def __init__(self) -> None:
         self.one = Lease(FOR_EVER)
 
@@ -310,7 +313,7 @@ def alone(decode: Callable[[bytes], Any], **more: Any) -> Near[Any]:
 
 
 def keep(near: Near[Any], key: str, payload: bytes, value: Any) -> bool:
-    return near.keep(near.expect(where(key)), where(key), key, payload, value, FOR_EVER)
+    return near.keep(near.expect(where(key)), (payload,), key, payload, value, FOR_EVER)
 
 
 def test_what_can_change_is_made_anew_for_every_caller() -> None:
@@ -331,7 +334,7 @@ def test_both_bounds_hold() -> None:
         assert len(near._vicinity.kept) == near.stats.entries
     assert near.stats.evictions > 800
     assert not keep(near, "big", b"x" * (1 << 20), "big")
-    assert near.lookup("big") is MISS
+    assert near.lookup("big") is MISSING
 
 
 def test_what_an_entry_costs_is_what_is_counted() -> None:

@@ -3,132 +3,19 @@
 import asyncio
 import random
 import time
-from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from observatory import InvalidArgument, Observatory
-from observatory.features.metrics import read, rollup, series
+from observatory.features.metrics import read, rollup
 from observatory.features.metrics.blocks import DAY, FINE, HOUR, MINUTE
 from observatory.features.metrics.waiting import Group
 from observatory.features.metrics.wire import Batch
-from observatory.keys import PERMANENT, WINDOW_US
-from observatory.names import Definition
+from observatory.keys import WINDOW_US
 from tests.conftest import Open
+from tests.features.told import COUNTER, DEPTH, KINDS, SECONDS, Told, agree, moment, tidy, window_now, write
 from tests.topologies import Cluster
-
-COUNTER, SECONDS, DEPTH = "test_things_total", "test_wait_seconds", "test_depth"
-KINDS: dict[str, Any] = {COUNTER: Definition("counter"), SECONDS: Definition("histogram"), DEPTH: Definition("gauge")}
-VALUES = [0.0, 0.001, 0.3, 0.31, 7.0, 250.0]
-
-
-class Told:
-    """Plain Python's idea of what was recorded: every addition, by window and series."""
-
-    def __init__(self, seed: int) -> None:
-        self.dice = random.Random(seed)
-        self.counts: dict[tuple[int, str], int] = defaultdict(int)
-        self.waits: dict[tuple[int, str], list[float]] = defaultdict(list)
-        self.depths: dict[tuple[int, str], list[float]] = defaultdict(list)
-
-    def record(self, window: int) -> list[Group]:
-        """What one process says of one window, as it goes over the wire."""
-        text = series.text({"model": self.dice.choice("abc"), "team": self.dice.choice("xy")})
-        groups = []
-        if self.dice.random() < 0.7:
-            number = self.dice.randrange(1, 50)
-            self.counts[window, text] += number
-            groups.append(Group(COUNTER, KINDS[COUNTER], [(f"w|{text}", number), (f"n|{text}", 0)]))
-        if self.dice.random() < 0.5:
-            value = self.dice.choice(VALUES)
-            self.waits[window, text].append(value)
-            field = f"b{series.bucket(value)}|{text}" if value else f"z|{text}"
-            whole, nano = divmod(round(value * 10**9), 10**9)
-            groups.append(Group(SECONDS, KINDS[SECONDS], [(field, 1), (f"s|{text}", whole), (f"t|{text}", nano)]))
-        if self.dice.random() < 0.4:
-            depth = self.dice.randrange(-5, 40)
-            self.depths[window, text].append(depth)
-            groups.append(Group(DEPTH, KINDS[DEPTH], [(f"k|{text}", 1), (f"w|{text}", depth)]))
-        return groups
-
-    def of(self, found: dict[tuple[int, str], Any], since: int, until: int, model: str | None = None) -> Iterator[Any]:
-        """Everything recorded in [since, until), in windows."""
-        for (window, text), said in found.items():
-            if since <= window < until and (model is None or series.labels(text)["model"] == model):
-                yield said
-
-
-async def write(obs: Observatory, told: Told, windows: list[int]) -> None:
-    """Each window as a batch of its own, over the way that every batch goes."""
-    for window in windows:
-        if groups := told.record(window):
-            obs.metrics._outbox.put(Batch(window * WINDOW_US, tuple(groups), None))
-    await obs.metrics._outbox.deliver()
-
-
-async def agree(obs: Observatory, told: Told, since: int, until: int, step: int | None) -> None:
-    """One question to each metric; the answer is what plain Python says, to the last unit."""
-    asked: dict[str, Any] = {
-        "since": _moment(since),
-        "until": _moment(until),
-        "step": None if step is None else step * 10,
-        "by": "model",
-    }
-    found = await obs.metrics.query(COUNTER, "total", **asked)
-    # What was asked is rounded to what is kept of that time; the answer says to what.
-    first, last = _window(found.since), -(-int(found.until.timestamp() * 1e6) // WINDOW_US)
-    assert first <= since < until <= last
-    steps = [(first, last)] if step is None else [(at, min(at + step, last)) for at in range(first, last, step)]
-    got = {(one.labels["model"], at): value for one in found.series for at, value in _points(one, first)}
-    want = {(model, at): sum(told.of(told.counts, at, end, model)) for model in "abc" for at, end in steps}
-    assert got == {where: total for where, total in want.items() if total}
-    for stat, expected in (("count", len), ("sum", sum)):
-        found = await obs.metrics.query(SECONDS, stat, **asked)
-        got = {(one.labels["model"], at): value for one in found.series for at, value in _points(one, first)}
-        for model in "abc":
-            for at, end in steps:
-                values = [value for several in told.of(told.waits, at, end, model) for value in several]
-                assert got.get((model, at), 0) == pytest.approx(expected(values)), (stat, model, at)
-    if step is not None:
-        by_model = dict(asked, by="")
-        for stat in ("sum", "avg", "min", "max"):
-            found = await obs.metrics.query(DEPTH, stat, **by_model)
-            over = _window(found.until)
-            depths = {at: value for one in found.series for at, value in _points(one, first)}
-            for at, end in steps:
-                by_window = {
-                    window: [depth for several in told.of(told.depths, window, window + 1) for depth in several]
-                    for window in range(at, end)
-                }
-                seen = [several for several in by_window.values() if several]
-                if not seen:
-                    assert at not in depths
-                    continue
-                every = [depth for several in seen for depth in several]
-                expect = {
-                    "avg": sum(every) / len(every),
-                    "min": min(every),
-                    "max": max(every),
-                    "sum": sum(every) / max(min(end, over) - at, 1),
-                }
-                assert depths[at] == pytest.approx(expect[stat]), (stat, at)
-
-
-def _moment(window: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(window * 10))
-
-
-def _window(moment: Any) -> int:
-    return int(moment.timestamp()) // 10
-
-
-def _points(one: Any, first: int) -> Iterator[tuple[int, float]]:
-    if one.points:
-        yield from ((_window(point.at), point.value) for point in one.points)
-    elif one.value is not None:
-        yield first, one.value
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -150,7 +37,7 @@ async def test_every_question_has_the_answer_of_plain_python(opening_any: Open, 
         ago = dice.choice((2000, 5000, 8600))
         await agree(first, told, now - ago, now, dice.choice((6, 30, 360, 720, 2160)))
         await agree(second, told, now - ago, now - dice.randrange(0, 700), dice.choice((None, 90, 360)))
-    await _tidy(first)
+    await tidy(first)
 
 
 async def test_what_is_rolled_up_while_it_is_written_and_read(opening: Open) -> None:
@@ -171,7 +58,7 @@ async def test_what_is_rolled_up_while_it_is_written_and_read(opening: Open) -> 
         seen = 0.0
         while not stop.is_set():
             before = written
-            found = (await several[3].metrics.query(COUNTER, since=_moment(now - 700), step=60)).series
+            found = (await several[3].metrics.query(COUNTER, since=moment(now - 700), step=60)).series
             total = sum(point.value for one in found for point in one.points)
             assert total >= max(before, seen)
             assert total <= written + 2
@@ -194,10 +81,10 @@ async def test_what_is_rolled_up_while_it_is_written_and_read(opening: Open) -> 
         await asyncio.gather(*(add(obs, random.Random(number)) for number, obs in enumerate(several[:2])))
     stop.set()
     await asyncio.gather(*rolling, asking)
-    assert (await several[0].metrics.query(COUNTER, since=_moment(now - 700))).value == written
+    assert (await several[0].metrics.query(COUNTER, since=moment(now - 700))).value == written
     await several[0].metrics.compact()
-    assert (await several[0].metrics.query(COUNTER, since=_moment(now - 700))).value == written
-    await _tidy(several[0])
+    assert (await several[0].metrics.query(COUNTER, since=moment(now - 700))).value == written
+    await tidy(several[0])
 
 
 async def test_an_hour_is_not_made_of_minutes_that_have_changed(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,24 +113,8 @@ async def test_an_hour_is_not_made_of_minutes_that_have_changed(obs: Observatory
     await obs.metrics.compact()
     assert meddled
     for _ in range(2):
-        assert (await obs.metrics.query(COUNTER, since=_moment(window - 600), step=3600)).series[0].points[0].value == 2
+        assert (await obs.metrics.query(COUNTER, since=moment(window - 600), step=3600)).series[0].points[0].value == 2
         await obs.metrics.compact()
-
-
-async def _tidy(obs: Observatory) -> None:
-    """What is over is in blocks alone, and everything that may expire will."""
-    await obs.metrics.compact()
-    keys = obs.store.keys
-    for partition in range(keys.partitions):
-        members = await obs.store.command("ZRANGE", keys.open_windows(partition), 0, -1)
-        now = (obs.store.server_us() or 0) // WINDOW_US
-        assert all(int(member.split(b":")[0]) >= now - 13 for member in members), "only the last two minutes are open"
-        for key in await obs.store.command("KEYS", keys.metric_window(partition, 0, "*").replace(":0:", ":*:")):
-            window, metric = key.decode().split(":")[-2:]
-            assert f"{window}:{metric}".encode() in members, "every open window is listed"
-    for key in await obs.store.command("KEYS", keys.pattern()):
-        if not PERMANENT.fullmatch(key.decode()):
-            assert 0 < await obs.store.command("PTTL", key) <= 740 * 86_400_000 + 367 * 86_400_000, key
 
 
 async def test_hours_and_days_are_kept_when_minutes_are_gone(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +202,7 @@ async def test_spoilt_blocks_are_passed_over(obs: Observatory) -> None:
             if await obs.store.command("HEXISTS", key, minute):
                 await obs.store.command("HSET", key, minute, b"z\x00nonsense")
     expected = sum(told.of(told.counts, now - 30, now))
-    assert (await obs.metrics.query(COUNTER, since=_moment(now - 90), step=60)).series[0].points[-1].value == expected
+    assert (await obs.metrics.query(COUNTER, since=moment(now - 90), step=60)).series[0].points[-1].value == expected
 
 
 async def test_spoilt_keys_cost_their_own_window(obs: Observatory) -> None:
@@ -345,7 +216,7 @@ async def test_spoilt_keys_cost_their_own_window(obs: Observatory) -> None:
     told = Told(5)
     await write(obs, told, [*[now - 30] * 6, *[now - 50] * 6, *[now - 100] * 6])
     await obs.metrics.compact()
-    found = await obs.metrics.query(COUNTER, since=_moment(now - 54), until=_moment(now - 42))
+    found = await obs.metrics.query(COUNTER, since=moment(now - 54), until=moment(now - 42))
     assert found.value == sum(told.of(told.counts, now - 54, now - 42)) > 0
     assert (await obs.metrics.query("observatory_additions_refused_total")).value is None
     await obs.flush()
@@ -379,7 +250,7 @@ async def test_gauges_recorded_have_a_history(opening: Open, monkeypatch: pytest
         monkeypatch.setattr(obs.store, "server_us", lambda: int(hands[0] * 1e6) + shift_us)
         # From now on its windows are the server's.
         await obs.flush()
-    began = _window_now(several[0])
+    began = window_now(several[0])
     for turn in range(6):
         for process, obs in enumerate(several):
             for number in range(400):
@@ -389,7 +260,7 @@ async def test_gauges_recorded_have_a_history(opening: Open, monkeypatch: pytest
             await obs.flush()
     monkeypatch.undo()
     for _ in range(2):
-        asked: dict[str, Any] = {"since": _moment(began), "until": _moment(began + 6), "step": 10}
+        asked: dict[str, Any] = {"since": moment(began), "until": moment(began + 6), "step": 10}
         found = await several[0].metrics.query(DEPTH, "sum", by="n", **asked)
         assert len(found.series) == 400
         for one in found.series:
@@ -399,10 +270,6 @@ async def test_gauges_recorded_have_a_history(opening: Open, monkeypatch: pytest
             values = [point.value for point in (await several[0].metrics.query(DEPTH, stat, **asked)).series[0].points]
             assert (min if stat == "min" else max)(values) == expected
         await several[0].metrics.compact()
-
-
-def _window_now(obs: Observatory) -> int:
-    return (obs.store.server_us() or 0) // WINDOW_US
 
 
 async def test_what_comes_when_the_minutes_have_gone_belongs_to_their_hour(
@@ -453,4 +320,15 @@ async def test_what_cannot_be_sealed_hides_nothing_behind_it(obs: Observatory, m
     members = await store.command("ZRANGE", keys.open_windows(partition), 0, -1)
     assert not [member for member in members if member.endswith(COUNTER.encode())]
     assert (await obs.metrics.query(COUNTER, since="2h")).value == 50
+    looks: list[int] = []
+    real = rollup._Partition._ready
+
+    async def looking(one: Any, offset: int) -> Any:
+        seen, ready = await real(one, offset)
+        looks.extend([seen] if one._partition == partition else [])
+        return seen, ready
+
+    monkeypatch.setattr(rollup._Partition, "_ready", looking)
+    await obs.metrics.compact()
+    assert looks == [20, 20, 13], "the fifty and the three, each once"
     await store.command("DEL", keys.open_windows(partition), keys.due(partition))

@@ -12,7 +12,7 @@ from opentelemetry import trace
 from observatory import Observatory
 from observatory.logs import Logger
 from observatory.logs.pen import Pen
-from tests.ground.test_otlp import nobody_is_closing
+from tests.ground.conftest import nobody_is_closing
 from tests.servers import Server, wait_until
 
 

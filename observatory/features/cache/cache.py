@@ -2,11 +2,12 @@
 
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial, wraps
-from typing import Any, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
 
 from ...errors import CacheError, StoreError, StoreMisconfigured
 from ...keys import Key
 from .arguments import key_of
+from .codec import MISSING
 from .counts import CacheStats
 from .entries import OWN, Entries, milliseconds
 from .lease import release
@@ -41,6 +42,9 @@ class Cache(Entries[T]):
         Whoever computes gets the exception itself, the others CacheComputationFailed. Cancelled: the computation goes on while
         anybody here waits for it, and ends with the last.
         """
+        value: T = self._nearby(key)
+        if value is not MISSING:
+            return value
         terms = self._terms(ttl, stale_for, tags, fail_for)
         self._room.checked(key)
         try:
@@ -50,8 +54,7 @@ class Cache(Entries[T]):
         except StoreError:
             self._room.counts.error()
             place = self._room.nowhere(key)
-        value: T = await self._room.flights.fetch(place, compute, terms)
-        return value
+        return cast(T, await self._room.flights.fetch(place, compute, terms))
 
     @overload
     def cached(self, fn: Callable[P, Awaitable[T]], /) -> Callable[P, Awaitable[T]]: ...
@@ -97,7 +100,8 @@ class Cache(Entries[T]):
 
     async def stats(self, *, fleet: bool = True) -> CacheStats:
         """How it has served: the fleet in the last hour (StoreUnavailable: ask again), or this process since it began."""
-        return await self._room.counts.everywhere() if fleet else self._room.counts.here()
+        near = self._room.near
+        return await self._room.counts.everywhere() if fleet else self._room.counts.here(None if near is None else near.stats)
 
     # what aiocache's caches have beside
     @told

@@ -64,12 +64,21 @@ class Codec(Generic[T]):
     def decode(self, payload: bytes, flags: int) -> T:
         """The value, or MISSING for bytes that are not ours: a miss, never a crash."""
         try:
-            if flags & COMPRESSED:
-                # A few bytes may promise gigabytes.
-                inflating = zlib.decompressobj()
-                payload = inflating.decompress(payload, self._max_value)
-                if not inflating.eof:
-                    return cast(T, MISSING)
-            return self._decoder.decode(payload)
+            return self._decoder.decode(self.plain(payload, flags))
         except (msgspec.MsgspecError, ValueError, RecursionError, zlib.error):
             return cast(T, MISSING)
+
+    def plain(self, payload: bytes, flags: int) -> bytes:
+        """A payload as it was before it was compressed. ValueError or zlib.error: it was not."""
+        if not flags & COMPRESSED:
+            return payload
+        # A few bytes may promise gigabytes.
+        inflating = zlib.decompressobj()
+        plain = inflating.decompress(payload, self._max_value)
+        if not inflating.eof:
+            raise ValueError("compressed bytes promise more than a value may be")
+        return plain
+
+    def plainly(self, plain: bytes) -> T:
+        """The value of bytes that were decoded before."""
+        return self._decoder.decode(plain)

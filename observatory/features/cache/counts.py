@@ -6,7 +6,21 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from ...names import CACHE_COALESCED, CACHE_COMPUTATIONS, CACHE_CORRUPT, CACHE_ERRORS, Metric
+from ...names import (
+    CACHE_COALESCED,
+    CACHE_COMPUTATIONS,
+    CACHE_CORRUPT,
+    CACHE_ERRORS,
+    CACHE_NEAR_BYTES,
+    CACHE_NEAR_CHECKS,
+    CACHE_NEAR_ENTRIES,
+    CACHE_NEAR_EVICTIONS,
+    CACHE_NEAR_MISMATCHES,
+    Metric,
+)
+from .near import Stats
+
+_NOTHING_NEAR = Stats(0, 0, 0, 0, 0, 0)
 
 Tier = Literal["shared", "near", "stale"]
 Outcome = Literal["ok", "failed", "fenced", "cancelled"]
@@ -16,6 +30,7 @@ class Recording(Protocol):
     """What a cache needs of the metrics."""
 
     def increment_counter(self, metric: str, value: int = 1, labels: Mapping[str, str] | None = None) -> None: ...
+    def set_gauge(self, metric: str, value: float, labels: Mapping[str, str] | None = None) -> None: ...
 
     async def query(
         self, metric: Metric | str, stat: str = "total", *, by: str = ..., where: Mapping[str, str] = ...
@@ -37,6 +52,13 @@ class CacheStats(msgspec.Struct, frozen=True):
     errors: int = 0
     """Reads that the store did not answer in time: misses."""
     corrupt: int = 0
+    near_entries: int = 0
+    near_bytes: int = 0
+    near_evictions: int = 0
+    near_checks: int = 0
+    """Near hits that were compared with the store."""
+    near_mismatches: int = 0
+    """Those of them that were older than cache.near_bound: 0, or something is broken."""
 
     @property
     def hit_rate(self) -> float:
@@ -56,6 +78,7 @@ class Counts:
         }
         self._hits: dict[Tier, int] = dict.fromkeys(self._tiers, 0)
         self._seen: dict[str, int] = {}
+        self._told = _NOTHING_NEAR
 
     def hit(self, tier: Tier) -> None:
         self._hits[tier] += 1
@@ -80,25 +103,49 @@ class Counts:
     def computed(self, outcome: Outcome) -> None:
         self._count(CACHE_COMPUTATIONS, self._outcomes[outcome])
 
-    def here(self) -> CacheStats:
+    def mismatched(self) -> None:
+        self._count(CACHE_NEAR_MISMATCHES, self._cache)
+
+    def settle(self, near: Stats) -> None:
+        """A near hit costs less than counting it would: it is told here, with the flush."""
+        told, self._told = self._told, near
+        metrics, labels = self._metrics, self._cache
+        for metric, count, with_labels in (
+            (Metric.CACHE_HITS, near.hits - told.hits, self._tiers["near"]),
+            (CACHE_NEAR_EVICTIONS, near.evictions - told.evictions, labels),
+            (CACHE_NEAR_CHECKS, near.checks - told.checks, labels),
+        ):
+            if count:
+                metrics.increment_counter(metric, count, with_labels)
+        if near.entries or told.entries:
+            metrics.set_gauge(CACHE_NEAR_ENTRIES, near.entries, labels)
+            metrics.set_gauge(CACHE_NEAR_BYTES, near.bytes, labels)
+
+    def here(self, near: Stats | None) -> CacheStats:
         """Of this process."""
         seen = self._seen.get
+        near = near or _NOTHING_NEAR
         return CacheStats(
-            hits=sum(self._hits.values()),
+            hits=sum(self._hits.values()) + near.hits,
             misses=seen(Metric.CACHE_MISSES, 0),
-            near_hits=self._hits["near"],
+            near_hits=near.hits,
             stale=self._hits["stale"],
             coalesced=seen(CACHE_COALESCED, 0),
             computed=seen(CACHE_COMPUTATIONS, 0),
             errors=seen(CACHE_ERRORS, 0),
             corrupt=seen(CACHE_CORRUPT, 0),
+            near_entries=near.entries,
+            near_bytes=near.bytes,
+            near_evictions=near.evictions,
+            near_checks=near.checks,
+            near_mismatches=near.mismatches,
         )
 
     async def everywhere(self) -> CacheStats:
         """Of the fleet, as far as it was flushed."""
 
-        async def total(metric: str, **labels: str) -> int:
-            answer = await self._metrics.query(metric, where={**self._cache, **labels})
+        async def total(metric: str, stat: str = "total", **labels: str) -> int:
+            answer = await self._metrics.query(metric, stat, where={**self._cache, **labels})
             return int(answer.value or 0)
 
         numbers = await asyncio.gather(
@@ -110,6 +157,11 @@ class Counts:
             total(CACHE_COMPUTATIONS),
             total(CACHE_ERRORS),
             total(CACHE_CORRUPT),
+            total(CACHE_NEAR_ENTRIES, "sum"),
+            total(CACHE_NEAR_BYTES, "sum"),
+            total(CACHE_NEAR_EVICTIONS),
+            total(CACHE_NEAR_CHECKS),
+            total(CACHE_NEAR_MISMATCHES),
         )
         return CacheStats(*numbers)
 
@@ -117,3 +169,4 @@ class Counts:
         """A forked child has served nothing yet."""
         self._hits = dict.fromkeys(self._tiers, 0)
         self._seen = {}
+        self._told = _NOTHING_NEAR

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
 from aiocache import BaseCache
@@ -15,8 +15,8 @@ from .codec import MISSING
 from .entry import BOUNDED, COMPRESSED, MAX_TAGS, pack
 from .flight import Terms
 from .plugins import told
-from .shelf import ABSENT, ANY, Look, Place
-from .space import CacheSpace, Room
+from .shelf import ABSENT, ANY, Look, Place, near_key
+from .space import Bounds, CacheSpace, Room
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -43,6 +43,14 @@ def milliseconds(seconds: Any, what: str, least: int = 1) -> int:
     return number
 
 
+def _at_least_1(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidArgument(
+            f"{what} must be a whole number of at least 1, got {units.shown(value)}", remedy="near=False keeps none"
+        )
+    return value
+
+
 class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
     """Shared, typed entries. Same name, same entries, in every process. ttl=None is refused: every shared entry expires.
 
@@ -58,8 +66,12 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         name: str = "default",
         ttl: float | None = None,
         stale_for: float = 0.0,
+        near: bool | None = None,
         by: str | Iterable[str] | None = None,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
         compress_over: int | None = None,
+        on_store_down: Literal["miss", "stale"] = "miss",
         plugins: list[Any] | None = None,
         namespace: str | None = None,
         key_builder: Callable[..., str] | None = None,
@@ -70,17 +82,27 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
             raise InvalidArgument("a cache has no serializer: its type says how values are written")
         super().__init__(timeout=timeout, plugins=plugins, namespace=namespace, key_builder=key_builder)
         space = obs.caches
-        self._room: Room = space.room(type, name, by)
+        bounds = Bounds(
+            space.near.entries if max_entries is None else _at_least_1(max_entries, "max_entries"),
+            space.near.bytes if max_bytes is None else _at_least_1(max_bytes, "max_bytes"),
+        )
+        self._room: Room = space.room(type, name, by, bounds if (space.is_near if near is None else near) else None)
         self.name = name
         self._spelled = namespace is not None or key_builder is not None
         self._own_ttl_ms = milliseconds(space.ttl if ttl is None else ttl, "ttl")
         self._own_stale_ms = milliseconds(stale_for, "stale_for", least=0)
         if compress_over is not None and (not isinstance(compress_over, int) or compress_over < 0):
             raise InvalidArgument(f"compress_over must be bytes, at least 0, got {units.shown(compress_over)}")
-        self._compress_over = compress_over
+        self._compress_over = space.compress_over if compress_over is None else compress_over
+        if on_store_down not in ("miss", "stale"):
+            raise InvalidArgument(f"on_store_down must be miss or stale, got {units.shown(on_store_down)}")
+        self._last = on_store_down == "stale"
+        self._own_terms = Terms(self._own_ttl_ms, self._own_stale_ms, (), 0.0, self._compress_over, self._last)
         self._counting: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
     def _terms(self, ttl: Any = OWN, stale_for: Any = OWN, tags: Iterable[str] = (), fail_for: float = 0.0) -> Terms:
+        if ttl is OWN and stale_for is OWN and tags == () and fail_for == 0.0:
+            return self._own_terms
         if isinstance(tags, str):
             raise InvalidArgument(f"tags must be several strings, got the string {units.shown(tags)}")
         labels = tuple(dict.fromkeys(tags))
@@ -89,7 +111,7 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         ttl_ms = self._own_ttl_ms if ttl is OWN else milliseconds(ttl, "ttl")
         stale_ms = self._own_stale_ms if stale_for is OWN else milliseconds(stale_for, "stale_for", least=0)
         kept = milliseconds(fail_for, "fail_for", least=0) / 1000
-        return Terms(ttl_ms, stale_ms, labels, kept, self._compress_over)
+        return Terms(ttl_ms, stale_ms, labels, kept, self._compress_over, self._last)
 
     def _place(self, key: str) -> Place:
         return self._room.place(self.build_key(self._room.checked(key)) if self._spelled else key)
@@ -102,8 +124,19 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
     @told
     async def get(self, key: str, default: Any = None) -> Any:
         """The value, or `default` for a miss; what is stale is one (`get_or_compute` serves it), and a store that is away."""
+        value = self._nearby(key)
+        if value is not MISSING:
+            return value
         value = await self._get(key)
         return default if value is MISSING else value
+
+    def _nearby(self, key: str) -> Any:
+        """The value, where it is kept near: the whole of most hits."""
+        room = self._room
+        if room.near is None or not isinstance(key, str):
+            return MISSING
+        key = self.build_key(key) if self._spelled else key
+        return room.near.lookup(near_key(key, room.scope()) if room.by else key)
 
     async def _get(self, key: str) -> Any:
         self._room.checked(key)
@@ -116,11 +149,16 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
             counts.error()
             counts.miss()
             return MISSING
-        value = self._value(await self._room.flights.look(place))
+        look = await self._room.flights.look(place)
+        value = self._value(look)
+        if value is not MISSING and look.entry is not None:
+            counts.hit("shared")
+            payload = self._room.codec.plain(look.entry.payload, look.entry.flags)
+            self._room.shelf.keep(place, look, value, payload, self._now_us(), self._own_stale_ms)
+            return value
+        value = self._room.flights.last(place, look, self._own_terms)
         if value is MISSING:
             counts.miss()
-        else:
-            counts.hit("shared")
         return value
 
     def _value(self, look: Look) -> Any:
@@ -138,8 +176,10 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
     async def get_many(self, keys: Iterable[str]) -> dict[str, T]:
         """Hits only, so that None can be a value."""
         wanted = list(dict.fromkeys(keys))
-        values = await asyncio.gather(*(self._get(key) for key in wanted))
-        return {key: value for key, value in zip(wanted, values, strict=True) if value is not MISSING}
+        found = {key: value for key in wanted if (value := self._nearby(key)) is not MISSING}
+        others = [key for key in wanted if key not in found]
+        found.update(zip(others, await asyncio.gather(*map(self._get, others)), strict=True))
+        return {key: found[key] for key in wanted if found[key] is not MISSING}
 
     @told
     async def exists(self, key: str) -> bool:

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 
 class Terms(NamedTuple):
-    """How a value is kept. fail_for: seconds."""
+    """How a value is kept. fail_for: seconds; last: serve what was kept near while the store is away."""
 
     ttl_ms: int
     stale_ms: int = 0
     tags: tuple[str, ...] = ()
     fail_for: float = 0.0
     compress_over: int | None = None
+    last: bool = False
 
 
 class Landed(NamedTuple):

@@ -7,7 +7,6 @@ that was refused so: it asks again. With the store away each process computes fo
 """
 
 import asyncio
-import math
 import random
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -92,7 +91,7 @@ class Flights(Generic[T]):
         if not place.lease:
             return Look(None, b"", None, away=True)
         try:
-            look = await self._shelf.read(place)
+            look = await self._shelf.read(place, to_keep=True)
             if look.entry is None and look.record is not None and UNTYPED in look.record.generations:
                 look = await beside(self._shelf, self._codec, place, look)
         except StoreMisconfigured:
@@ -104,11 +103,18 @@ class Flights(Generic[T]):
             self._counts.corrupt()
         return look
 
+    def last(self, place: Place, look: Look, terms: Terms) -> T:
+        """What was kept near before the store went away, where the cache's policy is to serve that."""
+        value = self._shelf.last(place) if look.away and terms.last else cast(T, MISSING)
+        if value is not MISSING:
+            self._counts.hit("stale")
+        return cast(T, value)
+
     def _served(self, place: Place, look: Look, compute: Callable[[], Awaitable[T]], terms: Terms) -> T:
         """The value where one may be served, and somebody sent for a new one where it is time."""
         entry = look.entry
         if entry is None:
-            return cast(T, MISSING)
+            return self.last(place, look, terms)
         value = self._codec.decode(entry.payload, entry.flags)
         if value is MISSING:
             self._counts.corrupt()
@@ -116,10 +122,11 @@ class Flights(Generic[T]):
         now_us = self.now_us()
         fresh = entry.is_fresh(now_us)
         self._counts.hit("shared" if fresh else "stale")
-        # XFetch: the dearer an entry and the nearer its end, the likelier that one of its readers makes it anew beforehand.
-        early_us = -entry.cost_us * math.log(1.0 - random.random()) if entry.cost_us else 0
-        if (not fresh or now_us + early_us >= entry.fresh_until_us) and place.entry not in self._flights:
-            self._begin(place, compute, terms, look, kept=True)
+        if not fresh or now_us + entry.early_us() >= entry.fresh_until_us:
+            if place.entry not in self._flights:
+                self._begin(place, compute, terms, look, kept=True)
+        else:
+            self._shelf.keep(place, look, value, self._codec.plain(entry.payload, entry.flags), now_us, terms.stale_ms)
         return value
 
     def _begin(self, place: Place, compute: Callable[[], Awaitable[T]], terms: Terms, look: Look, *, kept: bool) -> Flight:

@@ -1,13 +1,15 @@
 """Values kept in this process: served without a word on the wire, and never later than the bound after they changed.
 
 What holds: a value that `lookup` returns at t was the store's at some moment >= t - bound. A read that was on its way when its
-key changed is not kept: its token, registered before it was sent, has died by then. When the store is away, notices are lost,
-or this loop was blocked, the lease under which a value was read runs out within the bound, and everything is a miss.
+key changed is not kept: its token, registered before it was sent, has died by then. The versions that an entry counts under are
+read with it and rest on tokens of their own, which live on with it: when one changes, all that rests on it is a miss at once,
+and nobody looks for it. When the store is away, notices are lost, or this loop was blocked, the lease under which a value was
+read runs out within the bound, and everything is a miss.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, cast
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -16,12 +18,10 @@ from ...clock import monotonic
 from ...errors import ObservatoryError
 from ...keys import Key
 from ...store.tracker import Lease, Listener
+from .codec import MISSING
 from .sieve import Entry, Sieve
 
 T = TypeVar("T")
-MISS: Final[Any] = object()
-"""What `lookup` answers when it knows nothing; None may be a value."""
-
 OVERHEAD = 400
 """Bytes that a kept value costs beside its payload and its shared key, measured (tests/features/test_near.py)."""
 CHECK_EVERY = 1000
@@ -48,6 +48,9 @@ def immutable(value: object) -> bool:
 class Leases(Protocol):
     """What is needed of the store's tracking."""
 
+    def include(self, prefix: str) -> None:
+        """Keys that begin so from now on, too."""
+
     def lease(self, key: str) -> Lease | None:
         """Of the key's primary, now."""
 
@@ -57,7 +60,7 @@ class Leases(Protocol):
 
 
 class Token:
-    """A read on its way, of one key; shared by all that read it at once."""
+    """One key, as whoever holds this has read it or is about to; shared by all of them. dead: it has changed since."""
 
     __slots__ = ("__weakref__", "dead", "lease", "strays", "where")
 
@@ -69,18 +72,18 @@ class Token:
 
 
 class _Kept(Entry):
-    """A value and what it rests on. value is MISS where every caller needs an object of its own: made of the payload."""
+    """A value and what it rests on. value is MISSING where every caller needs an object of its own: made of the payload."""
 
-    __slots__ = ("home", "lease", "mark", "payload", "until", "value", "where")
+    __slots__ = ("beside", "ends", "home", "lease", "mark", "payload", "until", "value", "where")
 
-    def __init__(self, key: Hashable, size: int, home: "Near[Any]", token: Token, mark: int, until: float) -> None:
+    def __init__(self, key: Hashable, size: int, home: "Near[Any]", tokens: tuple[Token, ...], mark: int) -> None:
         super().__init__(key, size)
         self.home = home
-        self.where = token.where
-        self.lease = token.lease
+        self.where, self.lease = tokens[0].where, tokens[0].lease
+        self.beside = tokens[1:]
         self.mark = mark
-        self.until = until
-        self.value: Any = MISS
+        self.until = self.ends = 0.0
+        self.value: Any = MISSING
         self.payload = b""
 
 
@@ -98,7 +101,7 @@ class Stats(NamedTuple):
 class Vicinity(Listener):
     """All near caches of one store: who keeps which of its keys, and which reads are on their way.
 
-    track: `lambda listener: store.track(prefix, listener, bound)`; called when first needed, and when that store was closed.
+    track: `lambda listener: store.track(prefixes, listener, bound)`; called when first needed, and when that store was closed.
     read: the payload of a key as the store has it now, for the self-check.
     """
 
@@ -125,11 +128,16 @@ class Vicinity(Listener):
             token = self._on_their_way[shared] = Token(shared, lease)
         return token
 
-    def holds(self, token: Token, where: Key) -> bool:
+    def holds(self, token: Token) -> bool:
         """Nothing has happened to the key since, and we would have heard of it."""
         if token.dead or token.strays != token.lease.strays or self._leases is None:
             return False
-        return self._leases.lease(where) is token.lease
+        return self._leases.lease(token.where.decode()) is token.lease
+
+    def include(self, prefix: Callable[[], str]) -> None:
+        """Keys that begin so are kept too. What is kept already is read anew: the servers must be told."""
+        if self._leases is not None and not self._leases.closed:
+            self._leases.include(prefix())
 
     def written(self, where: Key) -> None:
         """We write, delete or touch it: to be called before it is sent, and again when it is answered, whatever the answer."""
@@ -176,39 +184,66 @@ class Near(Generic[T]):
         self._hits = self._checks = self._mismatches = 0
 
     def lookup(self, key: Hashable) -> T:
-        """The value, or MISS. Costs no I/O and does not wait."""
+        """The value, or MISSING. Costs no I/O and does not wait."""
         kept = self._find(key)
         if kept is None:
-            return cast(T, MISS)
+            return cast(T, MISSING)
         now = monotonic()
         if now >= kept.lease.until or now >= kept.until:
-            return cast(T, MISS)
+            return cast(T, MISSING)
+        for token in kept.beside:
+            if token.dead or now >= token.lease.until:
+                return cast(T, MISSING)
         kept.used = True
         self._hits += 1
         self._until_check -= 1
         if not self._until_check:
             self._check(kept)
         value = kept.value
-        return self._decode(kept.payload) if value is MISS else value
+        return self._decode(kept.payload) if value is MISSING else value
 
-    def expect(self, where: Key) -> Token | None:
-        """Before a shared read is sent; its answer goes to `keep`."""
-        return self._vicinity.expect(where)
+    def last(self, key: Hashable) -> T:
+        """What was kept last, also when nobody promises any more that it is the store's: for while the store is away."""
+        kept = self._find(key)
+        if kept is None or monotonic() >= kept.ends or any(token.dead for token in kept.beside):
+            return cast(T, MISSING)
+        return self._decode(kept.payload) if kept.value is MISSING else cast(T, kept.value)
 
-    def keep(self, token: Token | None, where: Key, key: Hashable, payload: bytes, value: T, until: float) -> bool:
-        """What the read found, if it may be kept. until: its own end on `clock.monotonic` (the soft one, where it has two)."""
-        if token is None or not self._vicinity.holds(token, where):
+    def expect(self, *where: Key) -> tuple[Token, ...]:
+        """Before a shared read of these keys is sent, the entry's first; empty: what it brings may not be kept."""
+        found = []
+        for key in where:
+            token = self._vicinity.expect(key)
+            if token is None:
+                return ()
+            found.append(token)
+        return tuple(found)
+
+    def keep(
+        self,
+        tokens: tuple[Token, ...],
+        stored: Sequence[bytes],
+        key: Hashable,
+        payload: bytes,
+        value: T,
+        until: float,
+        ends: float | None = None,
+    ) -> bool:
+        """What the read found, if it may be kept. stored: the bytes of each key of `expect`. until, ends: on `clock.monotonic`,
+        until when it may be served, and (default: as long) until when `last` may, with the store away."""
+        if not tokens or not all(map(self._vicinity.holds, tokens)):
             return False
-        size = OVERHEAD + len(payload) + len(token.where)
-        kept = _Kept(key, size, self, token, hash(payload), until)
+        where = tokens[0].where
+        kept = _Kept(key, OVERHEAD + len(payload) + len(where), self, tokens, hash(tuple(stored)))
+        kept.until, kept.ends = until, until if ends is None else ends
         if immutable(value):
             kept.value = value
         else:
             kept.payload = payload
         if not self._sieve.put(kept):
             return False
-        other = self._vicinity.kept.get(token.where)
-        self._vicinity.kept[token.where] = kept
+        other = self._vicinity.kept.get(where)
+        self._vicinity.kept[where] = kept
         if other is not None:
             # Another cache of the same name, or the same key in another spelling: one of them hears of changes.
             other.home.drop(other)
@@ -222,9 +257,11 @@ class Near(Generic[T]):
         """It changed."""
         self._sieve.remove(kept)
 
-    def clear(self) -> None:
-        """Nothing is kept any more."""
+    def forget(self) -> None:
+        """A forked child: it keeps nothing, and has served nothing yet."""
         self._sieve.clear()
+        self._sieve.evicted = self._hits = self._checks = self._mismatches = 0
+        self._checking.clear()
 
     def _left(self, kept: _Kept) -> None:
         if self._vicinity.kept.get(kept.where) is kept:
@@ -246,15 +283,17 @@ class Near(Generic[T]):
     async def _compare(self, kept: _Kept) -> None:
         """A value that the store has replaced may be served for the bound. One that still can be after that is a fault."""
         try:
-            payload = await self._vicinity.read(Key(kept.where.decode()))
+            where = (kept.where, *(token.where for token in kept.beside))
+            stored = [await self._vicinity.read(Key(key.decode())) for key in where]
         except ObservatoryError:
             return
         self._checks += 1
-        if payload is not None and hash(payload) == kept.mark:
+        if hash(tuple(stored)) == kept.mark:
             return
         await asyncio.sleep(self._vicinity.bound + _SLACK)
         now = monotonic()
-        if self._find(kept.key) is kept and now < kept.lease.until and now < kept.until:
+        promised = now < kept.lease.until and all(not token.dead and now < token.lease.until for token in kept.beside)
+        if self._find(kept.key) is kept and promised and now < kept.until:
             self._mismatches += 1
             self._sieve.remove(kept)
             self._mismatched()

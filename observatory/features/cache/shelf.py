@@ -1,15 +1,18 @@
 """Where entries lie: every read of a shared entry goes through `Shelf.read`, every write and delete of ours through `write` and
-`remove`. What stands nearer (a near cache) is put before these three, and needs nothing else."""
+`remove`. What is kept near hangs on these three."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
+from ...clock import monotonic
 from ...keys import Key, Keys
 from ...store.script import lua
 from ...store.store import Store
+from .codec import MISSING
 from .entry import HEAD_SIZE, Entry, unpack
-from .versions import Record, Values, Versions, read_all, record_of
+from .near import Near, Token
+from .versions import Record, Values, Versions, read_all, record_of, touching
 
 
 @lua("cache/store")
@@ -40,15 +43,28 @@ class Place(NamedTuple):
     record: Key
 
 
+def near_key(key: str, scope: str) -> Hashable:
+    """By what a value is found near: nothing has to be spelled for it."""
+    return (scope, key) if scope else key
+
+
+class Basis(NamedTuple):
+    """What a read rests on, for who keeps it: a token of each key, and the bytes that it had."""
+
+    tokens: tuple[Token, ...]
+    stored: tuple[bytes, ...]
+
+
 class Look(NamedTuple):
     """What a read found. entry: None for a miss of any kind; head: how the bytes begin that are there all the same; away: the
-    store did not answer."""
+    store did not answer; basis: None where nothing may be kept."""
 
     entry: Entry | None
     head: bytes
     record: Record | None
     corrupt: bool = False
     away: bool = False
+    basis: Basis | None = None
 
 
 _MOST_KNOWN = 10_000
@@ -58,15 +74,19 @@ ABSENT = b""
 
 
 class Shelf:
-    """The entries of one cache and generation. Every method: StoreUnavailable within redis.max_wait, and unknown then."""
+    """The entries of one cache and generation. Every method: StoreUnavailable within redis.max_wait, and unknown then.
 
-    def __init__(self, store: Callable[[], Store], name: str, fingerprint: str) -> None:
+    near: what is kept of them in this process; None: nothing is.
+    """
+
+    def __init__(self, store: Callable[[], Store], name: str, fingerprint: str, near: Near[Any] | None) -> None:
         self._opened = store
         self._name = name
         self._fingerprint = fingerprint
+        self._near = near
         self._places: dict[tuple[str, str], Place] = {}
         self._spelled_by: Keys | None = None
-        self.versions = Versions(store, name, fingerprint)
+        self.versions = Versions(store, name, fingerprint, near)
 
     def place(self, key: str, scope: str) -> Place:
         """Where a key of a scope is. Spelling it takes longer than a hit may, so the short ones are remembered."""
@@ -81,8 +101,10 @@ class Shelf:
                 self._places[key, scope] = place
         return place
 
-    async def read(self, place: Place) -> Look:
+    async def read(self, place: Place, *, to_keep: bool = False) -> Look:
         """The entry, if all the versions that it was made under stand. One trip, two when it has tags."""
+        near = self._near if to_keep else None
+        tokens = () if near is None else near.expect(place.entry, place.record)
         stored, kept = await read_all(self._opened(), (place.entry, place.record))
         record = record_of(kept)
         if stored is None:
@@ -93,9 +115,31 @@ class Shelf:
             return Look(None, head, record, corrupt=True)
         if record is None or entry.version != record.version:
             return Look(None, head, record)
-        if entry.tags and not await self.versions.stand(place.scope, entry.tags):
-            return Look(None, head, record)
-        return Look(entry, head, record)
+        if entry.tags:
+            keys = self.versions.keys_of(place.scope, entry.tags)
+            if near is not None and tokens:
+                beside = near.expect(*keys)
+                tokens = tokens + beside if beside else ()
+            if not await self.versions.stand(keys, entry.tags):
+                return Look(None, head, record)
+        basis = Basis(tokens, (stored, kept or b"", *(version for _, version in entry.tags))) if tokens else None
+        return Look(entry, head, record, basis=basis)
+
+    def keep(self, place: Place, look: Look, value: Any, payload: bytes, now_us: int, stale_ms: int) -> None:
+        """A value that was just read stays near, if nothing has happened to it since. Dear ones leave early, by as much as they
+        are made anew early: from then on their readers ask here, and one of them does it. payload: not compressed."""
+        entry, basis = look.entry, look.basis
+        if self._near is None or entry is None or basis is None:
+            return
+        fresh = (entry.fresh_until_us - now_us) / 1e6
+        now = monotonic()
+        until, ends = now + fresh - entry.early_us() / 1e6, now + fresh + stale_ms / 1000
+        if until > now:
+            self._near.keep(basis.tokens, basis.stored, near_key(place.key, place.scope), payload, value, until, ends)
+
+    def last(self, place: Place) -> Any:
+        """What was kept near last, promised or not; MISSING when nothing was."""
+        return MISSING if self._near is None else self._near.last(near_key(place.key, place.scope))
 
     async def record(self, place: Place, life_ms: int) -> Record:
         """Under which version to write now what lives so long."""
@@ -119,21 +163,23 @@ class Shelf:
         """False: the lease was lost, or the entry was another one. A write without token is the owner's: it ends what others
         compute, and what other generations of the class have; a computed one replaces its own generation alone."""
         others = () if token else self._others(place, record)
-        (written,) = await _store(
-            Values(self._opened()),
-            entry=place.entry,
-            lease=place.lease,
-            others=others,
-            payload=payload,
-            ttl_ms=ttl_ms,
-            token=token,
-            expected=expected,
-        )
+        with touching(self._near, place.entry):
+            (written,) = await _store(
+                Values(self._opened()),
+                entry=place.entry,
+                lease=place.lease,
+                others=others,
+                payload=payload,
+                ttl_ms=ttl_ms,
+                token=token,
+                expected=expected,
+            )
         return bool(written)
 
     async def remove(self, place: Place, record: Record | None) -> int:
         """Delete every generation, and end whatever computes them. record: read after the delete was asked for."""
-        (dropped,) = await _drop(Values(self._opened()), keys=(place.entry, place.lease, *self._others(place, record)))
+        with touching(self._near, place.entry):
+            (dropped,) = await _drop(Values(self._opened()), keys=(place.entry, place.lease, *self._others(place, record)))
         return dropped
 
     def _others(self, place: Place, record: Record | None) -> tuple[Key, ...]:

@@ -4,6 +4,7 @@ A read finds the newest entry of any generation that has written. A write is of 
 what every type has, and readers with a type find it (generations.py).
 """
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,15 +13,44 @@ import msgspec
 
 from ... import dimensions
 from ...errors import CacheMiss, NotEncodable, StoreError
-from ...names import CACHE_COALESCED, CACHE_COMPUTATIONS, CACHE_CORRUPT, CACHE_ERRORS, Metric
+from ...names import (
+    CACHE_COALESCED,
+    CACHE_COMPUTATIONS,
+    CACHE_CORRUPT,
+    CACHE_ERRORS,
+    CACHE_NEAR_BYTES,
+    CACHE_NEAR_CHECKS,
+    CACHE_NEAR_ENTRIES,
+    CACHE_NEAR_EVICTIONS,
+    CACHE_NEAR_MISMATCHES,
+    Metric,
+)
 from .cache import Cache
 from .codec import MISSING
 from .counts import CacheStats, Counts
 from .generations import all_of
-from .space import CacheSpace, Room
+from .space import Bounds, CacheSpace, Room
 
 _MOST_NAMES = 1000
 """Of caches whose own numbers a process keeps."""
+
+
+_ASKED = {
+    "hits": (Metric.CACHE_HITS, "total", ""),
+    "misses": (Metric.CACHE_MISSES, "total", ""),
+    "near_hits": (Metric.CACHE_HITS, "total", "near"),
+    "stale": (Metric.CACHE_HITS, "total", "stale"),
+    "coalesced": (CACHE_COALESCED, "total", ""),
+    "computed": (CACHE_COMPUTATIONS, "total", ""),
+    "errors": (CACHE_ERRORS, "total", ""),
+    "corrupt": (CACHE_CORRUPT, "total", ""),
+    "near_entries": (CACHE_NEAR_ENTRIES, "sum", ""),
+    "near_bytes": (CACHE_NEAR_BYTES, "sum", ""),
+    "near_evictions": (CACHE_NEAR_EVICTIONS, "total", ""),
+    "near_checks": (CACHE_NEAR_CHECKS, "total", ""),
+    "near_mismatches": (CACHE_NEAR_MISMATCHES, "total", ""),
+}
+"""Metric, statistic and tier of each field of CacheStats, for all caches at once."""
 
 
 class Found(NamedTuple):
@@ -55,6 +85,11 @@ class CacheReport(msgspec.Struct, frozen=True):
     computed: int
     errors: int
     corrupt: int
+    near_entries: int
+    near_bytes: int
+    near_evictions: int
+    near_checks: int
+    near_mismatches: int
     hit_rate: float
 
 
@@ -103,7 +138,14 @@ class UntypedCaches(CacheSpace):
 
     def __init__(self, space: CacheSpace) -> None:
         super().__init__(
-            space.store, space.metrics, space.now_us, ttl=space.ttl, jitter=space.jitter, max_value=space.max_value
+            *(space.store, space.metrics, space.now_us),
+            ttl=space.ttl,
+            jitter=space.jitter,
+            max_value=space.max_value,
+            compress_over=space.compress_over,
+            is_near=False,
+            near=space.near,
+            near_bound=space.vicinity.bound,
         )
         self._counts: dict[str, Counts] = {}
 
@@ -129,10 +171,10 @@ class UntypedCaches(CacheSpace):
             del self._counts[next(iter(self._counts))]
         self._counts[name] = counts
 
-    def room(self, kind: Any, name: str, by: str | Iterable[str] | None) -> Room:
+    def room(self, kind: Any, name: str, by: str | Iterable[str] | None, near: Bounds | None) -> Room:
         """Made anew each time: what a name is kept by is known to nobody here, and names come from outside."""
         self._rooms.clear()
-        room = super().room(kind, name, by)
+        room = super().room(kind, name, by, near)
         room.counts = self._counts.get(name, room.counts)
         return room
 
@@ -140,20 +182,13 @@ class UntypedCaches(CacheSpace):
         """Every cache that somebody asked in the last hour, as far as the fleet's metrics know; StoreUnavailable: ask again."""
         found: dict[str, dict[str, int]] = {}
 
-        async def add(field: str, metric: str, **where: str) -> None:
-            answer = await self.metrics.query(metric, by="cache", where=where)
+        async def add(field: str, metric: str, stat: str, tier: str) -> None:
+            answer = await self.metrics.query(metric, stat, by="cache", where={"tier": tier} if tier else {})
             for one in answer.series:
                 if name := one.labels.get("cache"):
                     found.setdefault(name, {})[field] = int(one.value or 0)
 
-        await add("hits", Metric.CACHE_HITS)
-        await add("misses", Metric.CACHE_MISSES)
-        await add("near_hits", Metric.CACHE_HITS, tier="near")
-        await add("stale", Metric.CACHE_HITS, tier="stale")
-        await add("coalesced", CACHE_COALESCED)
-        await add("computed", CACHE_COMPUTATIONS)
-        await add("errors", CACHE_ERRORS)
-        await add("corrupt", CACHE_CORRUPT)
+        await asyncio.gather(*(add(field, *asked) for field, asked in _ASKED.items()))
         return [report(name, CacheStats(**numbers)) for name, numbers in sorted(found.items())]
 
     def forget(self) -> None:

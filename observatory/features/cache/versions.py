@@ -10,7 +10,8 @@ The record also names every generation of the class that has written under its v
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ...clock import monotonic
 from ...keys import Key
 from ...store.script import lua
 from ...store.store import Store
+from .near import Near
 
 KEEP_FOR = 30 * 86_400_000
 """Milliseconds that a version lives at least, beyond any entry of the usual kind."""
@@ -68,10 +70,11 @@ def digest_of(tag: str) -> bytes:
 class Versions:
     """The versions of one cache, for one process."""
 
-    def __init__(self, store: Callable[[], Store], name: str, fingerprint: str) -> None:
+    def __init__(self, store: Callable[[], Store], name: str, fingerprint: str, near: Near[Any] | None) -> None:
         self._store = store
         self._name = name
         self._fingerprint = fingerprint
+        self._near = near
         self._kept: dict[Key, tuple[float, int]] = {}
 
     async def joined(self, record_key: Key, seen: Record | None, ttl_ms: int) -> Record:
@@ -112,20 +115,25 @@ class Versions:
             self._keep(key, keep_ms)
             return made
         if self._is_due(key, keep_ms):
-            await store.command("PEXPIRE", key, keep_ms, link="values")
+            if await store.command("PTTL", key, link="values") < keep_ms * 3 / 4:  # what touches it ends what is kept near
+                await store.command("PEXPIRE", key, keep_ms, link="values")
             self._keep(key, keep_ms)
         return found if len(found) == 8 else bytes(8)
 
-    async def stand(self, scope: str, tags: Sequence[tuple[bytes, bytes]]) -> bool:
+    def keys_of(self, scope: str, tags: Sequence[tuple[bytes, bytes]]) -> list[Key]:
+        """Where the versions of an entry's tags are."""
+        keys = self._store().keys
+        return [keys.cache_tag(self._name, digest.hex(), scope) for digest, _ in tags]
+
+    async def stand(self, keys: Sequence[Key], tags: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether every tag has the version still that an entry was made under."""
-        store = self._store()
-        keys = [store.keys.cache_tag(self._name, digest.hex(), scope) for digest, _ in tags]
-        return await read_all(store, keys) == [version for _, version in tags]
+        return await read_all(self._store(), keys) == [version for _, version in tags]
 
     async def forget(self, *keys: Key) -> None:
         """What was made under these versions counts no more, anywhere."""
         store = self._store()
-        await asyncio.gather(*(store.command("DEL", key, link="values") for key in keys))
+        with touching(self._near, *keys):
+            await asyncio.gather(*(store.command("DEL", key, link="values") for key in keys))
 
     async def invalidate(self, scope: str, tags: Sequence[str]) -> None:
         keys = self._store().keys
@@ -140,6 +148,22 @@ class Versions:
         if len(self._kept) >= _MOST_KNOWN:
             self._kept.clear()
         self._kept[key] = (monotonic(), keep_ms)
+
+
+@contextmanager
+def touching(near: Near[Any] | None, *keys: Key) -> Iterator[None]:
+    """While we write or delete these: what is kept of them here goes before it is sent, and what is read meanwhile is not kept,
+    whatever the answer."""
+    if near is None:
+        yield
+        return
+    for key in keys:
+        near.written(key)
+    try:
+        yield
+    finally:
+        for key in keys:
+            near.written(key)
 
 
 async def read_all(store: Store, keys: Sequence[Key]) -> list[bytes | None]:

@@ -6,8 +6,8 @@ deflated where that helps. What is later or elsewhere can be added to it; the or
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from ...keys import WINDOW_US
 from ...names import Kind
 from ...units import NANO
 from . import series, spoilt
+
+D = TypeVar("D")
 
 HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
@@ -164,6 +166,7 @@ class Sampled:
 
 
 Row = Value | Sampled
+R = TypeVar("R", Value, Sampled)
 Table = dict[str, Value]
 """The series of a counter or histogram, by their text."""
 Samples = dict[str, Sampled]
@@ -174,23 +177,37 @@ Rows = dict[str, list[Any]]
 _ROWS = msgspec.msgpack.Decoder(dict[str, list[int | float]])
 _FINE = msgspec.msgpack.Decoder(dict[int, dict[str, list[int | float]]])
 _ANY = msgspec.msgpack.Decoder()
+_EMPTY: Final = b"\x80"
 
 
 def fields(found: Iterable[tuple[bytes, bytes]]) -> Table:
     """The fields of a hash as a table; what is no field of ours is left out."""
-    table: Table = {}
-    for field, number in found:
+    return _table(found, Value, lambda _, number: _integer(number))
+
+
+def samples(found: Iterable[tuple[bytes, bytes]], window: int) -> Samples:
+    """The fields of a gauge's open window."""
+    table = _table(found, Sampled, lambda part, number: finite(float(number)) if part in ("l", "h") else _integer(number))
+    for value in table.values():
+        value.stands_at(window)
+    return {text: value for text, value in table.items() if value.samples}
+
+
+def _table(found: Iterable[tuple[bytes, bytes]], make: type[R], number: Callable[[str, bytes], Any]) -> dict[str, R]:
+    """The fields of a hash. number: of a part and what stands there, what is added; ValueError: it is none."""
+    table: dict[str, R] = {}
+    for field, said in found:
         part, bar, text = field.decode(errors="replace").partition("|")
         if bar:
             try:
                 value = table.get(text)
                 if value is None:
-                    value = Value()
+                    value = make()
                     _of_ours(text)
-                value.add(part, _integer(number))
+                value.add(part, number(part, said))
                 table[text] = value
             except ValueError:
-                spoilt.tell(f"a field {field!r:.80} with {number!r:.40}")
+                spoilt.tell(f"a field {field!r:.80} with {said!r:.40}")
     return table
 
 
@@ -213,26 +230,6 @@ def finite(number: float) -> float:
     return number
 
 
-def samples(found: Iterable[tuple[bytes, bytes]], window: int) -> Samples:
-    """The fields of a gauge's open window."""
-    table: Samples = {}
-    for field, number in found:
-        part, bar, text = field.decode(errors="replace").partition("|")
-        if bar:
-            try:
-                value = table.get(text)
-                if value is None:
-                    value = Sampled()
-                    _of_ours(text)
-                value.add(part, finite(float(number)) if part in ("l", "h") else _integer(number))
-                table[text] = value
-            except ValueError:
-                spoilt.tell(f"a field {field!r:.80} with {number!r:.40}")
-    for value in table.values():
-        value.stands_at(window)
-    return {text: value for text, value in table.items() if value.samples}
-
-
 def rows(table: Mapping[str, Row]) -> Rows:
     """A table, as it lies in a block."""
     return {text: value.row() for text, value in table.items()}
@@ -249,30 +246,29 @@ def encoded(content: Rows | Mapping[int, Rows]) -> bytes:
 
 def decoded(block: bytes | None) -> Rows:
     """A block of one window; nothing where there is none, or where somebody else has spoilt it."""
-    try:
-        packed = _inflated(block) if block else b"\x80"
-        try:
-            return _ROWS.decode(packed)
-        except msgspec.ValidationError:
-            return _salvaged(_ANY.decode(packed))
-    except (msgspec.MsgspecError, zlib.error):
-        spoilt.tell("a block in the store is not one of ours")
-        return {}
+    return _decoded(block, _ROWS, _salvaged)
 
 
 def decoded_fine(block: bytes | None) -> dict[int, Rows]:
     """A block of the 10 s windows of one minute, by their place in it."""
+    return _decoded(block, _FINE, _salvaged_fine)
+
+
+def _decoded(block: bytes | None, decoder: msgspec.msgpack.Decoder[D], salvaged: Callable[[Any], D]) -> D:
     try:
-        packed = _inflated(block) if block else b"\x80"
+        packed = _inflated(block) if block else _EMPTY
         try:
-            return _FINE.decode(packed)
+            return decoder.decode(packed)
         except msgspec.ValidationError:
-            found = _ANY.decode(packed)
-            parts = found.items() if isinstance(found, dict) else ()
-            return {at: _salvaged(part) for at, part in parts if type(at) is int}
+            return salvaged(_ANY.decode(packed))
     except (msgspec.MsgspecError, zlib.error):
         spoilt.tell("a block in the store is not one of ours")
-        return {}
+        return decoder.decode(_EMPTY)
+
+
+def _salvaged_fine(found: Any) -> dict[int, Rows]:
+    parts = found.items() if isinstance(found, dict) else ()
+    return {at: _salvaged(part) for at, part in parts if type(at) is int}
 
 
 def _salvaged(found: Any) -> Rows:

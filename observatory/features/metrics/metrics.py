@@ -266,10 +266,11 @@ class Metrics:
     ) -> Result:
         """What the fleet has recorded. No data is None, never 0.
 
-        stat: total, rate (counters); count, sum, avg, rate, p50 … p99.9 (histograms); sum, avg, min, max (gauges, over
-        the live processes, now; a killed one's for 10 s more). where: {"model": "gpt-4o"} or PromQL matchers.
-        step: seconds, for points instead of one value.
-        Answered in whole 10 s windows: `since` is rounded down, `until` up (not beyond now); rates are over what that covers.
+        stat: total, rate (counters); count, sum, avg, rate, p50 … p99.9 (histograms); sum, avg, min, max, last (gauges: over
+        the live processes, now; a killed one's for 10 s more; with `step` from their history). where: {"model": "gpt-4o"} or
+        PromQL matchers. step: seconds, for points instead of one value.
+        Answered in whole windows, the finest that are kept of `since` (10 s up to 2 h ago, then minutes, hours, days) or those
+        that `step` is made of: `since` is rounded down, `until` up (not beyond now); rates are over what that covers.
         InvalidArgument names what is wrong; StoreUnavailable: ask again.
         """
         return await query.ask(self._store(), metric, stat, by=by, where=where, since=since, until=until, step=step, top=top)

@@ -13,7 +13,7 @@ from ...names import OURS, Definition, Kind, metric_name
 from ...store.store import Store
 from . import blocks, series, spoilt
 from .blocks import DAY, FINE, FINE_PER_MINUTE, HOUR, MINUTE, Level, Rows, Table
-from .span import Piece, Span
+from .span import Member, Piece, Span
 
 T = TypeVar("T")
 
@@ -213,7 +213,7 @@ async def _whole(store: Store, metric: str, span: Span) -> list[Piece]:
     while wanted:
         large = [piece for piece in wanted if piece.level in (HOUR, DAY)]
         whole += [piece for piece in wanted if piece.level not in (HOUR, DAY)]
-        members = [f"{level.name}:{start_us // level.window_us}:{metric}" for level, start_us in large]
+        members = [str(Member(level, start_us // level.window_us, metric)) for level, start_us in large]
         due: list[list[bytes | None]] = []
         if members:
             keys = [store.keys.due(partition) for partition in _partitions(store)]

@@ -9,7 +9,7 @@ late addition opens its window again, up to a day back; its minute, hour and day
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from ...errors import StoreMisconfigured, StoreUnavailable
 from ...keys import Key
@@ -19,6 +19,7 @@ from ...store.script import lua
 from ...store.store import Bulk, Store
 from . import blocks, read
 from .blocks import DAY, FINE, FINE_PER_MINUTE, HOUR, MINUTE, Level
+from .span import Member
 
 SETTLE_US: Final = 60_000_000
 """How long after its end a window is left open, for batches that are still on their way."""
@@ -79,25 +80,6 @@ def _roll(
     finer_until_ms: int,
     until_ms: int,
 ) -> Awaitable[list[int]]: ...
-
-
-class Member(NamedTuple):
-    """An hour or a day that does not hold all of its minutes."""
-
-    level: Level
-    number: int
-    metric: str
-
-    def __str__(self) -> str:
-        return f"{self.level.name}:{self.number}:{self.metric}"
-
-    @classmethod
-    def of(cls, text: str) -> "Member | None":
-        """None: not one of ours; a later release may know more of them."""
-        name, _, rest = text.partition(":")
-        number, _, metric = rest.partition(":")
-        level = next((level for level in (HOUR, DAY) if level.name == name), None)
-        return cls(level, int(number), metric) if level is not None and number.isdecimal() and metric else None
 
 
 def _until_ms(level: Level, start_us: int, keep_us: int | None = None) -> int:
@@ -166,14 +148,15 @@ class _Partition:
         """Blocks of every minute that is over."""
         made = passed_over = 0
         while True:
-            looked_at, ready = await self._ready(passed_over)
+            seen, ready = await self._ready(passed_over)
+            left = seen
             for (metric, minute), windows in ready.items():
                 done = await self._made(self._minute(metric, minute, windows))
                 made += done
-                looked_at -= len(windows) if done else 0
+                left -= len(windows) if done else 0
             # What cannot be sealed, or was somebody else's, must not hide what lies behind it.
-            passed_over += looked_at
-            if sum(map(len, ready.values())) + looked_at < LOOKED_AT:
+            passed_over += left
+            if seen < LOOKED_AT:
                 return made
 
     async def _made(self, block: Awaitable[int]) -> int:
@@ -199,7 +182,7 @@ class _Partition:
         ready: dict[tuple[str, int], list[int]] = {}
         for member in members:
             window, _, metric = member.decode(errors="replace").partition(":")
-            if window.isdecimal() and metric:
+            if window.isdecimal() and window == str(int(window)) and metric:
                 ready.setdefault((metric, int(window) // FINE_PER_MINUTE), []).append(int(window))
         return len(members), ready
 

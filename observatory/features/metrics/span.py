@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ... import units
 from ...errors import InvalidArgument
 from ...types import Duration, Moment
-from .blocks import DAY, FINE, LEVELS, Level
+from .blocks import DAY, FINE, HOUR, LEVELS, Level
 
 MAX_POINTS = 11_000
 
@@ -21,6 +21,25 @@ class Piece(NamedTuple):
         """The windows of the next finer level that it is made of."""
         level = LEVELS[LEVELS.index(self.level) - 1]
         return (Piece(level, at) for at in range(self.start_us, self.start_us + self.level.window_us, level.window_us))
+
+
+class Member(NamedTuple):
+    """An hour or a day that does not hold all of its minutes. Its text is how the store knows it."""
+
+    level: Level
+    number: int
+    metric: str
+
+    def __str__(self) -> str:
+        return f"{self.level.name}:{self.number}:{self.metric}"
+
+    @classmethod
+    def of(cls, text: str) -> "Member | None":
+        """None: not one of ours; a later release may know more of them."""
+        name, _, rest = text.partition(":")
+        number, _, metric = rest.partition(":")
+        level = next((level for level in (HOUR, DAY) if level.name == name), None)
+        return cls(level, int(number), metric) if level is not None and number.isdecimal() and metric else None
 
 
 class Span(NamedTuple):

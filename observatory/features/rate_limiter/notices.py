@@ -20,6 +20,8 @@ _REMEMBERED = 10_000
 _SHAPE_MS = 3_600_000
 _TOLD_MS = 86_400_000
 _USED_US = 10_000_000
+_USED_STEP = 0.01
+"""A limit that drains is more used with each call; it is told when it is so much more."""
 
 
 class Recording(Protocol):
@@ -40,7 +42,7 @@ class Notices:
         self._compared: dict[str, Shape] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._used: dict[str, tuple[float, int]] = {}
-        """The most used of each limit lately, and since when that is what is told."""
+        """What was told last of each limit, the most used that was seen of it lately, and when."""
 
     def look(self, one: Wanted, decision: Decision, now_us: int) -> None:
         """After an answer of the store: is there something to tell?"""
@@ -53,18 +55,18 @@ class Notices:
         if not decision.capacity:
             return
         used = 1 - float(decision.remaining) / float(decision.capacity)
-        most, since_us = self._used.get(policy.limit.name, (-1.0, 0))
-        if used > most or now_us - since_us > _USED_US:
+        told, told_us = self._used.get(policy.limit.name, (-1.0, 0))
+        if used >= told + _USED_STEP or used >= 1 > told or not 0 <= now_us - told_us <= _USED_US:
             self._used[policy.limit.name] = (used, now_us)
             self._metrics.set_gauge(LIMIT_UTILIZATION, used, {"limit": policy.limit.name})
         if policy.limit.alert_at:
             window = one.shape.window_of(now_us)
             for fraction in policy.limit.alert_at:
-                told = (policy.limit.name, one.identity, fraction, window)
-                if used >= fraction and told not in self._told:
+                alert = (policy.limit.name, one.identity, fraction, window)
+                if used >= fraction and alert not in self._told:
                     if len(self._told) >= _REMEMBERED:
                         self._told.clear()
-                    self._told.add(told)
+                    self._told.add(alert)
                     self._start(self._alert(one, decision, fraction, window))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

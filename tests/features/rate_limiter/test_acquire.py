@@ -1,10 +1,12 @@
 """Waiting in the fleet's line: nobody overtakes, shares are fair, the dead leave, and the wait is known."""
 
 import asyncio
+import itertools
 import signal
 import time
 from collections import Counter
 
+import msgspec
 import pytest
 
 from observatory import Limit, Observatory, RateLimitExceeded
@@ -347,3 +349,29 @@ async def test_what_waiting_costs_is_told(opening: Open) -> None:
     used = await obs.metrics.query("observatory_limit_utilization_ratio", "max", where={"limit": "narrow"})
     assert used.value == 1.0
     assert (await obs.metrics.query("observatory_instances", by="role")).series[0].labels == {"role": "client"}
+
+
+async def test_a_limit_that_drains_is_not_told_with_each_call(obs: Observatory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How full it is: by the hundredth, when it is full, and every ten seconds."""
+    told: list[float] = []
+    monkeypatch.setattr(obs.metrics, "set_gauge", lambda metric, value, labels: told.append(round(value, 6)))
+    limit, notices = Limit("drains", 10_000, per="1d"), obs.rate_limiter._judge._notices
+    (one,) = obs.rate_limiter._wanted(limit, None, 1)
+    empty = await obs.rate_limiter.peek(limit)
+
+    def look(remaining: int, seconds: float) -> list[float]:
+        told.clear()
+        notices.look(one, msgspec.structs.replace(empty, remaining=remaining), START_US + int(seconds * 1e6))
+        return told
+
+    notices._used.clear()
+    every = [value for left in range(10_000, 9000, -1) for value in look(left, 0)]
+    assert every[0] == 0
+    assert 10 <= len(every) <= 12
+    assert all(later - earlier > 0.0099 for earlier, later in itertools.pairwise(every))
+    assert look(10, 1) == [0.999]
+    assert look(1, 1) == []
+    assert look(0, 1) == [1.0]
+    assert look(0, 2) == []
+    assert look(9000, 10.9) == []
+    assert look(9000, 11.1) == [0.1]
