@@ -16,6 +16,7 @@ ObservatoryError                      code                    HTTP  retryable
  │   ├─ StoreUnavailable              store_unavailable       503   yes    away, or slower than the bounded wait
  │   └─ StoreMisconfigured            store_misconfigured     503   no     eviction policy, ACL, version, auth
  ├─ NotFound                          not_found               404   no
+ │   └─ CacheMiss                     cache_miss              404   no     at the doors: in code a miss is no error
  └─ PayloadTooLarge                   payload_too_large       413   no
 """
 
@@ -28,6 +29,7 @@ __all__ = [
     "BudgetExceeded",
     "CacheComputationFailed",
     "CacheError",
+    "CacheMiss",
     "ConfigurationError",
     "InvalidArgument",
     "NotEncodable",
@@ -293,6 +295,13 @@ class NotFound(ObservatoryError):
     code = "not_found"
     status = 404
     title = "Not found"
+
+
+class CacheMiss(NotFound):
+    """A cache has no entry of that key now. Only the doors say so: `Cache.get` answers with a default."""
+
+    code = "cache_miss"
+    title = "The cache has no such entry"
 
 
 class PayloadTooLarge(ObservatoryError):
