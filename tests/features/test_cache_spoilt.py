@@ -1,7 +1,6 @@
 """What others have done to our keys, and what is too large or too odd: a miss, an error of ours, never a crash or a wait."""
 
 import asyncio
-import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -115,13 +114,12 @@ async def test_junk_for_a_lease_keeps_nobody_waiting(obs: Observatory, junk: byt
     """A lease always ends: one that does not, or in a day, is nobody's. A failure that says nothing is one."""
     cache = obs.cache(str, name="leased", near=False)
     lease = keys_of(obs, cache)["lease"]
-    began = time.monotonic()
     for end in (["KEEPTTL"], ["EX", "86400"]) if not junk.startswith(b"!") else (["KEEPTTL"],):
         await obs.store.command("DEL", lease)
         await obs.store.command("SET", lease, junk, *end)
-        assert await cache.get_or_compute("k", computing("v")) == "v"
+        async with asyncio.timeout(10):
+            assert await cache.get_or_compute("k", computing("v")) == "v"
         await cache.delete("k")
-    assert time.monotonic() - began < 2.0
     if junk.startswith(b"!"):
         await obs.store.command("SET", lease, junk, "PX", 60_000)
         with pytest.raises(CacheComputationFailed, match="failed with an error"):
