@@ -21,6 +21,7 @@ from .script import Script
 from .sentinel import Sentinels
 from .tracker import Listener
 from .tracking import Tracking
+from .watch import Watch, Watches
 
 __all__ = ["BLOCK_FOR", "Bulk", "LinkName", "Store"]
 
@@ -47,6 +48,7 @@ class Store:
         self._server: embedded.Server | None = None
         self._offset: tuple[float, float] | None = None
         self._trackings: list[Tracking] = []
+        self._watches: Watches | None = None
         self._closed = False
         self.proposed_salt = secrets.token_bytes(16)
         """What the namespace's record will say if this process is the first to open it."""
@@ -220,10 +222,25 @@ class Store:
             self._cluster.watchers.append(tracking)
         return tracking
 
+    def watching(self, *keys: str) -> Watch:
+        """To wait until one of these may have changed; on a cluster they share a slot. How, and what holds: store/watch.py.
+
+        No I/O before the first wait; one connection a primary, however many wait for however many keys.
+        """
+        if self._watches is None:
+            self._watches = Watches(self._node, self._cluster, connect_timeout=self._connect_timeout)
+            if self._closed:
+                self._watches.close()
+            if self._cluster is not None:
+                self._cluster.watchers.append(self._watches)
+        return Watch(self._watches, keys)
+
     def _switched(self, primary: tuple[str, int], fault: ObservatoryError) -> None:
         self._node.leave(primary, fault)
         for tracking in self._trackings:
             tracking.leave(primary, fault)
+        if self._watches is not None:
+            self._watches.leave(primary, fault)
 
     # the server's time
     def learn_time(self, server_us: int, asked_at: float, answered_at: float, *, believe: bool = False) -> None:
@@ -242,6 +259,8 @@ class Store:
         self._closed = True
         for tracking in self._trackings:
             tracking.close()
+        if self._watches is not None:
+            self._watches.close()
         self._node.close()
         self._links = self._node.links
         for part in (self._cluster, self._sentinels):
@@ -256,6 +275,9 @@ class Store:
         for tracking in self._trackings:
             tracking.abandon()
         self._trackings.clear()
+        if self._watches is not None:
+            self._watches.abandon()
+        self._watches = None
         self._node.abandon()
         self._links = self._node.links
         for part in (self._cluster, self._sentinels):

@@ -10,13 +10,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import hiredis
 from redis.asyncio.connection import AbstractConnection
 
 from ..clock import monotonic
 from ..errors import ObservatoryError, StoreUnavailable
 from ..logs import INTERNAL
-from .link import Link
+from .wire import Wire
 
 _ASK_EVERY = 0.25
 """Seconds between two questions at most; four within the bound."""
@@ -64,36 +63,6 @@ class Questions(NamedTuple):
     facts: Callable[[list[Any]], object]
 
 
-class _Wire(Link):
-    """One connection, never made again: what follows the next one's making must not be taken for this one's."""
-
-    def __init__(
-        self,
-        connect: Callable[[], Awaitable[AbstractConnection]],
-        patience: float,
-        heard: Callable[[list[bytes] | None], None],
-        lost: Callable[[], None],
-    ) -> None:
-        super().__init__(connect, name="tracker", max_wait=patience, drop_after=patience)
-        self._heard = heard
-        self._lost = lost
-        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def _answer(self, reply: Any) -> None:
-        if isinstance(reply, hiredis.PushNotification):
-            if reply[0] == b"invalidate":
-                self._heard(reply[1])
-            return
-        super()._answer(reply)
-
-    def _drop(self, fault: ObservatoryError) -> None:
-        super()._drop(fault)
-        self.closed = True
-        if not self.end.done():
-            self.end.set_result(None)
-        self._lost()
-
-
 class Tracker:
     """One primary's notices. Connects when made, again after every loss, and never ends by itself."""
 
@@ -115,7 +84,7 @@ class Tracker:
         self._bound = bound
         self._connect_timeout = connect_timeout
         self._suspect = suspect
-        self._wire: _Wire | None = None
+        self._wire: Wire | None = None
         self._said: str | None = None
         self._failures = 0
         self.lease = Lease()
@@ -146,7 +115,7 @@ class Tracker:
     async def _run(self) -> None:
         while True:
             patience = max(self._bound, _PATIENCE)
-            wire = self._wire = _Wire(self._connect, patience, self._heard, self._lost)
+            wire = self._wire = Wire(self._connect, patience, self._heard, self._lost, name="tracker")
             pause = _REFUSED_PAUSE
             try:
                 await wire.connected(self._connect_timeout)
@@ -162,7 +131,7 @@ class Tracker:
                 self._lost()
             await asyncio.sleep(pause)
 
-    async def _keep(self, wire: _Wire) -> None:
+    async def _keep(self, wire: Wire) -> None:
         """Ask, and ask again. One question at a time: two that are executed in one turn of the server's loop are answered
         before the notices of what it did in between."""
         known: object = None

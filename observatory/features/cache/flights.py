@@ -16,6 +16,7 @@ from ...clock import monotonic
 from ...errors import CacheComputationFailed, CacheError, NotOpen, StoreError, StoreMisconfigured
 from ...keys import Key
 from ...store.store import Store
+from ...store.watch import Watch
 from .codec import MISSING, Codec
 from .counts import Counts
 from .entry import BOUNDED, Entry, pack
@@ -24,10 +25,8 @@ from .lease import FAILED, LEASED, THERE, Lease, failure
 from .shelf import Look, Place, Shelf
 
 T = TypeVar("T")
-_FIRST_LOOK = 0.002
-_SLOWEST_LOOK = 0.25
-_PATIENCE = 0.05
-"""Whoever waits looks again after this fraction of the time it has waited: late by at most so much, and seldom."""
+_SLACK = 0.002
+"""Seconds after its end at which a lease is asked for: a server may be behind with what nobody has asked it for."""
 _MOST_TRIES = 5
 _LAST_WAIT = 1.0
 
@@ -168,8 +167,21 @@ class Flights(Generic[T]):
         self._flights.clear()
 
     async def _fly(self, flight: Flight, place: Place, compute: Callable[[], Awaitable[T]], terms: Terms, look: Look) -> Landed:
+        """The lease, which one usually gets at once; or to wait for what its holder brings."""
         _computing.set(_computing.get() | {flight})
-        began, found = monotonic(), 0
+        with self._shelf.watching(place) as watch:
+            return await self._claimed(flight, place, compute, terms, look, watch)
+
+    async def _claimed(
+        self,
+        flight: Flight,
+        place: Place,
+        compute: Callable[[], Awaitable[T]],
+        terms: Terms,
+        look: Look,
+        watch: Watch,
+    ) -> Landed:
+        found = 0
         while True:
             try:
                 lease = Lease(self._store(), place)
@@ -192,9 +204,8 @@ class Flights(Generic[T]):
                 if found == _MOST_TRIES:  # it is there for the script and not for us: the store fails by halves
                     return await self._alone(compute)
                 continue
-            waited = monotonic() - began
-            pause = min(max(_FIRST_LOOK, waited * _PATIENCE), _SLOWEST_LOOK, claim.left + _FIRST_LOOK)
-            await self._shelf.changed(place, pause)
+            # A renewal of the lease is heard of too, and costs a look: so often one would have to look in any case.
+            await watch.heard(claim.left + _SLACK)
             # The versions that were read before all this are not those under which a value would be computed now.
             look = look._replace(record=None)
 

@@ -1,7 +1,6 @@
 """Where entries lie: every read of a shared entry goes through `Shelf.read`, every write and delete of ours through `write` and
 `remove`. What is kept near hangs on these three."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from ...clock import monotonic
 from ...keys import Key, Keys
 from ...store.script import lua
 from ...store.store import Store
+from ...store.watch import Watch
 from .codec import MISSING
 from .entry import HEAD_SIZE, Entry, unpack
 from .near import Near, Token
@@ -191,7 +191,6 @@ class Shelf:
                 found += (entry, keys.computing(entry))
         return tuple(found)
 
-    async def changed(self, place: Place, timeout: float) -> None:
-        """Until the entry or its lease may have changed; at the latest after `timeout` seconds. A tracker that hears of changes
-        may return sooner: the caller looks in any case."""
-        await asyncio.sleep(timeout)
+    def watching(self, place: Place) -> Watch:
+        """To wait until the entry or its lease may have changed."""
+        return self._opened().watching(place.entry, place.lease)
