@@ -101,9 +101,13 @@ class Watches:
         self.closed = False
 
     def of(self, key: bytes) -> Notices | None:
-        """Of the primary that serves a key. None: it is not known."""
+        """Of the primary that serves a key. None: it is not known yet."""
+        if self.closed:
+            return None
         node = self._node if self._cluster is None else self._cluster.pick(slot_of_key(key))
-        if node is None or self.closed:
+        if node is None:
+            if self._cluster is not None:
+                self._cluster.suspect()
             return None
         notices = self.notices.get(node)
         if notices is None:
