@@ -128,6 +128,15 @@ async def test_every_change_wakes(any_server: Server, at: Open, key: str, how: s
                 pass
         async with asyncio.timeout(5):
             await hearing
+        # A notice is for once: asked for again, then waited for again.
+        await registered(change)
+        hearing = asyncio.create_task(change.heard(LONG))
+        for _ in range(3):
+            await other.ping()
+        assert not hearing.done()
+        await put(other, key, "again")
+        async with asyncio.timeout(5):
+            await hearing
 
 
 @pytest.mark.usefixtures("told_only")
@@ -285,6 +294,7 @@ async def test_without_the_right_to_it_who_waits_looks(
     assert sum("changes are not announced" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.usefixtures("told_only")
 async def test_close_wakes_everybody(server: Server, key: str) -> None:
     """And waiting goes on as a pause, without an error, without a task."""
     store = store_at(server.url)
