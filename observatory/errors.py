@@ -260,6 +260,16 @@ class CacheComputationFailed(CacheError):
         return self.context.get("error", "")
 
 
+class AnswerInterrupted(CacheError):
+    """A stream that came by way of another process, of which some was handed out already, will not go on: that process was
+    killed, cancelled, or lost its provider. Asking again begins anew."""
+
+    code = "answer_interrupted"
+    status = 502
+    title = "The stream was interrupted where it came from"
+    retryable = True
+
+
 class StoreError(ObservatoryError):
     """Redis refused or failed."""
 
