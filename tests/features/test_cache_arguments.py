@@ -166,3 +166,37 @@ async def test_cached(obs: Observatory) -> None:
 
     assert await Service().ask("x") == await Service().ask("x") == "x"
     assert len(calls) == 7
+
+
+def test_a_key_is_remembered_of_what_cannot_change() -> None:
+    """And of nothing else: equal is not the same, and an object's method has the object's key."""
+
+    async def load(number: Any, text: str = "") -> None: ...
+
+    key = key_of(load, None)
+    assert key(1) == key(1) != key("1")
+    assert len({key(1), key(True), key(1.0), key(1, "a"), key("1", "a")}) == 5
+    assert key(1, text="a") == key(1, "a")
+    assert key("x" * 1000) == key("x" * 1000) != key("x" * 999)
+    for number in range(3000):
+        assert key(number) == key(number=number)
+
+    @dataclass
+    class Loader:
+        region: str
+
+        async def load(self, number: int) -> None: ...
+
+    loader = Loader("eu")
+    key = key_of(loader.load, None)
+    before = key(1)
+    loader.region = "us"
+    assert key(1) != before
+    shared: list[int] = []
+
+    async def listed(number: int, seen: list[int] = shared) -> None: ...
+
+    key = key_of(listed, None)
+    before = key(1)
+    shared.append(1)
+    assert key(1) != before

@@ -20,6 +20,10 @@ from ...errors import InvalidArgument
 
 _PRINTED = (Decimal, UUID, datetime, date, time, timedelta)
 _DEEPEST = 32
+_PLAIN = frozenset((str, int))
+_FIXED = frozenset((str, int, bool, float, bytes, type(None), type))
+_SHORT = 256
+_MOST_KNOWN = 1000
 
 
 def _named(kind: type) -> str:
@@ -78,7 +82,8 @@ def key_of(fn: Callable[..., Any], given: str | Keyed | None) -> Keyed:
     inner = fn.func if isinstance(fn, partial) else fn
     signature = inspect.signature(fn)
     if given is not None:
-        return _template(given, signature)
+        made = _template(given, signature)
+        return _remembering(made) if _is_fixed(inner, fn, signature) else made
     name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__name__)}"
 
     def key(*args: Any, **kwargs: Any) -> str:
@@ -90,7 +95,36 @@ def key_of(fn: Callable[..., Any], given: str | Keyed | None) -> Keyed:
         whole = [canonical(owner, "the method's object"), canonical(bound, "a bound argument"), forms]
         return f"{name}:{blake2b(_bytes(whole), digest_size=16).hexdigest()}"
 
-    return key
+    return _remembering(key) if _is_fixed(inner, fn, signature) else key
+
+
+def _is_fixed(inner: Any, fn: Any, signature: inspect.Signature) -> bool:
+    """Whether a call's key depends on nothing but the arguments that it brings."""
+    defaults = (one.default for one in signature.parameters.values())
+    return inner is fn and getattr(inner, "__self__", None) is None and all(type(one) in _FIXED for one in defaults)
+
+
+def _remembering(key: Keyed) -> Keyed:
+    """Binding arguments takes longer than a near hit may: the keys of short texts and numbers are remembered, of nothing else:
+    what is changed has another key then, and 1.0 and True are equal to 1."""
+    known: dict[tuple[Any, ...], str] = {}
+
+    def call(*args: Any, **kwargs: Any) -> str:
+        for value in args:
+            if type(value) not in _PLAIN:
+                return key(*args, **kwargs)
+        if kwargs:
+            return key(*args, **kwargs)
+        made = known.get(args)
+        if made is None:
+            made = key(*args)
+            if all(type(value) is int or len(value) <= _SHORT for value in args):
+                if len(known) >= _MOST_KNOWN:
+                    known.clear()
+                known[args] = made
+        return made
+
+    return call
 
 
 def _template(template: str, signature: inspect.Signature) -> Keyed:  # noqa: C901
