@@ -152,7 +152,7 @@ def events(body: bytes) -> Iterator[tuple[str, str]]:
 
 def _flaw_of_stream(endpoint: str, body: bytes) -> Reason | None:
     ends: dict[str, Any] = {}
-    last, said = "", {}
+    last, said = "", dict[str, Any]()
     for name, data in events(body):
         found = {"type": data} if data == "[DONE]" else _document(data)
         if found is None:

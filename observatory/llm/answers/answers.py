@@ -200,9 +200,9 @@ class Answers:
         cache, room = kept
         where = (cache.name, room.scope(), question.key)
         self._obs.caches.store()  # NotOpen says which line to add
-        source = self._sources.get(where) if question.sharing else None
-        first = source is None or not source.open
-        if source is None or first:
+        source = await self._joinable(where) if question.sharing else None
+        first = source is None
+        if source is None:
             source = Source(
                 question,
                 cache,
@@ -228,6 +228,17 @@ class Answers:
         if not first:
             room.counts.coalesced()
         return _Shared(source, run, self._obs.caches.now_us, own=first and run.own, replay=self._policy.replay)
+
+    async def _joinable(self, where: tuple[str, str, str]) -> Source | None:
+        """The source of this answer, where it is on its way. A caller who comes later than a delete is not given what was begun
+        before it."""
+        while (source := self._sources.get(where)) is not None and source.open:
+            stands = await source.stands()
+            if self._sources.get(where) is source and source.open:
+                if stands:
+                    return source
+                del self._sources[where]
+        return None
 
     def _left(self, where: tuple[str, str, str], source: Source) -> None:
         if self._sources.get(where) is source:
@@ -258,9 +269,9 @@ class Answers:
         if kept is None:
             name = _named(bound if self._policy.by else ("everybody",))
             cache: Cache[Answer] = Cache(
-                obs=self._obs, type=Answer, name=name, ttl=self._policy.ttl, by=bound, compress_over=_COMPRESS_OVER
+                obs=self._obs, type=Answer, name=name, ttl=self._policy.ttl, by=bound, near=False, compress_over=_COMPRESS_OVER
             )
-            kept = self._caches[bound] = _Kept(cache, self._obs.caches.room(Answer, name, bound))
+            kept = self._caches[bound] = _Kept(cache, self._obs.caches.room(Answer, name, bound, None))
         return kept
 
 

@@ -91,6 +91,11 @@ class Log:
         found, parts = await _follow(Values(self._store()), **self._where(), run=run, at=at, most=_MOST, mark_ms=mark_ms)
         return found.decode(), parts
 
+    async def stands(self, run: str) -> bool:
+        """Whether what this run brings will be the entry, as things are."""
+        holder = await self._store().command("GET", self._place().lease, link="values")
+        return holder is not None and bytes(holder).decode() == run
+
     def watching(self) -> Watch:
         """Of what is written, or ends."""
         where = self._where()

@@ -66,6 +66,7 @@ class Source:
         self._consumers = 0
         self._writer: Writer | None = None
         self._led = False
+        self._token = ""
         self._stopping = False
         self._finished = False
         self._failed: Exception | None = None
@@ -75,9 +76,18 @@ class Source:
 
     @property
     def open(self) -> bool:
-        """Whether others may join."""
+        """Whether others may join: it is on its way, and for them too."""
         run = self._run
-        return not (self._finished or self._stopping) and (run is None or (run.kept and run.private is None))
+        ready = run is None or (run.kept and run.private is None and not run.ended)
+        return ready and not (self._finished or self._stopping)
+
+    async def stands(self) -> bool:
+        """Whether it is still what the cache waits for: nobody has cleared that, or deleted the entry, since it began."""
+        token = self._token
+        try:
+            return not token or await self._log.stands(token)
+        except (StoreError, NotOpen):
+            return True
 
     # consumers
     async def join(self, *, first: bool) -> Run:
@@ -100,12 +110,17 @@ class Source:
 
     def leave(self) -> None:
         self._consumers -= 1
-        if self._consumers or self._finished:
+        if self._consumers or self._finished or self._whole:
             return
         if self._led and self._orphaned is None:
             self._orphaned = asyncio.get_running_loop().create_task(self._orphan(), name="observatory answer's end")
         elif not self._led:
             self._stop()
+
+    @property
+    def _whole(self) -> bool:
+        """Nothing is left but to store it."""
+        return self._run is not None and self._run.ended
 
     def _stop(self) -> None:
         self._stopping = True
@@ -118,11 +133,11 @@ class Source:
         if run is not None and run.head is not None and nearly_over(run.chunks, bool(header(run.head.own, "content-encoding"))):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_GRACE):
-                    while not self._consumers and not self._finished:
+                    while not (self._consumers or self._finished or self._whole):
                         await self._pulse.next()
-        while not self._consumers and not self._finished:
+        while not (self._consumers or self._finished or self._whole):
             followed = self._question.streamed and self._writer is not None and await self._writer.followed()
-            if self._consumers or self._finished:
+            if self._consumers or self._finished or self._whole:
                 break
             if not followed or monotonic() > until or (run is not None and not run.kept):
                 self._stop()
@@ -206,6 +221,7 @@ class Source:
         if self._following is not None:
             self._following.cancel()
         token = held.get()
+        self._token = token
         run = self._begun(token or secrets.token_hex(16), own=True)
         if token and self._question.streamed and self._question.sharing:
             self._writer = Writer(self._log, run)
@@ -282,6 +298,7 @@ class Source:
         """Whether there was anything."""
         other, parts = await tale.more(given_up=given_up)
         if other:
+            self._token = tale.id
             self._begun(tale.id, own=False)
         if parts and self._run is not None:
             tale.apply(self._run, parts)
