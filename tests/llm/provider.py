@@ -133,6 +133,11 @@ class Client:
 
         return await self.answers.fetch(request, send)
 
+    async def settled(self) -> None:
+        """What was read to its end is stored, or told not to be: that goes on after the reader has it all."""
+        while self.answers._sources:
+            await asyncio.sleep(0.001)
+
     async def read(self, document: dict[str, Any] | bytes, **more: Any) -> tuple[Reply, bytes]:
         """The reply and all of its body."""
         reply = await self.ask(document, **more)

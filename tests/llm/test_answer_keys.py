@@ -21,7 +21,9 @@ def key_of(body: bytes | dict[str, Any], url: str = URL, headers: Any = HEADERS,
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
-values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3))
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
 parts = st.dictionaries(st.sampled_from(["type", "text", "input"]), values, max_size=3)
 turns = st.fixed_dictionaries(
     {}, optional={"role": st.sampled_from(["user", "system"]), "content": st.text(max_size=8) | st.lists(parts, max_size=2)}
@@ -58,7 +60,9 @@ def spelled(value: Any, rng: random.Random, sort: int = 0) -> str:
         if sort:
             rng.shuffle(names)
         inner = {name: sort - 1 if sort > 1 and name in ("messages", "content") else 0 for name in names}
-        return pad("{" + ",".join(f"{spelled(name, rng)}:{pad(spelled(value[name], rng, inner[name]))}" for name in names) + "}")
+        return pad(
+            "{" + ",".join(f"{spelled(name, rng)}:{pad(spelled(value[name], rng, inner[name]))}" for name in names) + "}"
+        )
     return json.dumps(value)
 
 
@@ -196,7 +200,18 @@ def test_encodings_that_the_client_can_read_and_we_too(offered: str, asked: str)
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b'"a"', b"{", b'{"a":1,"a":2}', b'{"a":{"b":1,"b":1}}', b'{"a":NaN}', b"\xff", b"[" * 100_000, b" " * 9_000_000],
+    [
+        b"",
+        b"[]",
+        b'"a"',
+        b"{",
+        b'{"a":1,"a":2}',
+        b'{"a":{"b":1,"b":1}}',
+        b'{"a":NaN}',
+        b"\xff",
+        b"[" * 100_000,
+        b" " * 9_000_000,
+    ],
 )
 def test_what_is_no_request(body: bytes) -> None:
     """A body that says one name twice means one thing here, and another at the provider."""
