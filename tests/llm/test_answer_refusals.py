@@ -3,11 +3,13 @@
 import gzip
 import json
 import zlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from observatory import AnswerCache, InvalidArgument, Observatory
+from observatory.llm.answers import Reply, Upstream
 from observatory.llm.answers.answer import flaw
 from observatory.llm.answers.canonical import Request, parsed
 from observatory.llm.answers.refusals import refusal
@@ -252,14 +254,8 @@ async def test_one_call_asks_for_something_else(client: Client, there: Provider)
         await client.ask(question(), observatory_cache="maybe")
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("fault", ["status", "no_store", "incomplete", "error", "other", "too_large"])
-async def test_what_must_not_be_kept_is_not(
-    obs: Observatory, connect: Connect, there: Provider, fault: str, stream: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever is wrong with it, whoever asked has it as it came, byte by byte, and the next who asks has a new one."""
-    client = connect(obs)
-    good = there.says
+def faulty(good: Callable[[Asked, int], Said], fault: str) -> Callable[[Asked, int], Said]:
+    """What the provider says, with something wrong."""
 
     def says(asked: Asked, number: int) -> Said:
         said = good(asked, number)
@@ -270,26 +266,41 @@ async def test_what_must_not_be_kept_is_not(
         if fault == "incomplete":
             return said._replace(chunks=[*said.chunks[:-1], said.chunks[-1][:-5]])
         if fault == "error":
-            return said._replace(chunks=[*said.chunks[:-1], b'data: {"error":{}}\n\n' if stream else b'{"error":{}}'])
+            last = b'data: {"error":{}}\n\n' if asked.document["stream"] else b'{"error":{}}'
+            return said._replace(chunks=[*said.chunks[:-1], last])
         return said
 
-    there.says = says
+    return says
+
+
+def from_elsewhere(fetch: Callable[..., Awaitable[Reply]]) -> Callable[..., Awaitable[Reply]]:
+    """A transport whose fallback answers."""
+
+    async def fetched(request: Request, send: Callable[..., Awaitable[Upstream]]) -> Reply:
+        async def elsewhere(headers: Any) -> Upstream:
+            return (await send(headers))._replace(same=False)
+
+        return await fetch(request, elsewhere)
+
+    return fetched
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", ["status", "no_store", "incomplete", "error", "other", "too_large"])
+async def test_what_must_not_be_kept_is_not(
+    obs: Observatory, connect: Connect, there: Provider, fault: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with it, whoever asked has it as it came, byte by byte, and the next who asks has a new one."""
+    client = connect(obs)
+    there.says = faulty(there.says, fault)
     if fault == "other":
-        real = client.answers.fetch
-
-        async def fetch(request: Request, send: Any) -> Any:
-            async def elsewhere(headers: Any) -> Any:
-                return (await send(headers))._replace(same=False)
-
-            return await real(request, elsewhere)
-
-        monkeypatch.setattr(client.answers, "fetch", fetch)
+        monkeypatch.setattr(client.answers, "fetch", from_elsewhere(client.answers.fetch))
     if fault == "too_large":
-        monkeypatch.setattr(obs.caches, "max_value", 4500)
+        monkeypatch.setattr(obs.caches, "max_value", 4200)
     told = []
     for number in (1, 2):
         reply, body = await client.read(question(stream=stream))
-        assert body == b"".join(says(there.asked[-1], number).chunks)
+        assert body == b"".join(there.says(there.asked[-1], number).chunks)
         assert reply.status == (529 if fault == "status" else 200)
         told.append(dict(reply.headers).get("retry-after"))
         await client.settled()

@@ -12,14 +12,13 @@ import pytest
 
 from observatory import AnswerCache, NotOpen, Observatory
 from observatory.clock import monotonic
-from observatory.llm.answers import Answers
 from tests.conftest import Open
 from tests.llm.conftest import Connect
-from tests.llm.provider import Asked, Client, Provider, Said, body_of, question
+from tests.llm.provider import Asked, Client, Provider, Said, question
 from tests.proxy import proxy
-from tests.servers import Server, skip_or_fail
+from tests.servers import ROOT, Server
 
-RECORDED = Path("/work/shared/data/recorded_llm_exchanges.ndjson")
+RECORDED = ROOT.parent / "shared" / "data" / "recorded_llm_exchanges.ndjson"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -69,11 +68,11 @@ async def test_hits_and_misses_are_counted_as_of_any_cache(obs: Observatory, cli
 
 async def test_tenants_have_answers_of_their_own(obs: Observatory, client: Client, there: Provider) -> None:
     """Nobody reads another's, nor by having none; where none is bound, an API key keeps them apart."""
-    seen = {}
+    seen: dict[tuple[str | None, str | None], set[bytes]] = {}
     for tenant in ("acme", "globex", None, "acme"):
         with obs.bound(tenant=tenant):
             for api_key in ("one", "two"):
-                reply, body = await client.read(question(), authorization=f"Bearer {api_key}")
+                _, body = await client.read(question(), authorization=f"Bearer {api_key}")
                 await client.settled()
                 seen.setdefault((tenant, None if tenant else api_key), set()).add(body)
     assert all(len(bodies) == 1 for bodies in seen.values())
@@ -218,26 +217,28 @@ async def test_a_body_that_is_torn(client: Client, there: Provider, stream: bool
 
 
 async def test_redis_away(own_server: Server, tmp_path: Path, namespace: str, connect: Connect, there: Provider) -> None:
-    """Each process asks for itself, once for all who ask at the same time, after one bounded wait; and keeps again afterwards."""
-    async with proxy(own_server.path, tmp_path / "p") as between:
-        async with Observatory("test", redis_url=between.url, namespace=namespace) as obs:
-            client = connect(obs)
-            await client.read(question("before"))
-            await client.settled()
-            between.deaf = True
-            for stream in (False, True):
-                began = monotonic()
-                bodies = await asyncio.gather(*(client.read(question("during", stream=stream)) for _ in range(5)))
-                assert monotonic() - began < 4 * obs.settings.redis.max_wait
-                assert len({body for _, body in bodies}) == 1
-                assert {reply.status for reply, _ in bodies} == {200}
-            assert len(there.asked) == 3
-            between.deaf = False
-            between.cut()
-            await obs.ready()
-            async with asyncio.timeout(20):
-                while (await client.read(question("after")))[0].cached != "hit":
-                    await client.settled()
+    """Each process asks for itself, once for all who ask at the same time, after one bounded wait; then keeps again."""
+    async with (
+        proxy(own_server.path, tmp_path / "p") as between,
+        Observatory("test", redis_url=f"unix://{tmp_path / 'p'}", namespace=namespace) as obs,
+    ):
+        client = connect(obs)
+        await client.read(question("before"))
+        await client.settled()
+        between.deaf = True
+        for stream in (False, True):
+            began = monotonic()
+            bodies = await asyncio.gather(*(client.read(question("during", stream=stream)) for _ in range(5)))
+            assert monotonic() - began < 4 * obs.settings.redis.max_wait
+            assert len({body for _, body in bodies}) == 1
+            assert {reply.status for reply, _ in bodies} == {200}
+        assert len(there.asked) == 3
+        between.deaf = False
+        between.cut()
+        await obs.ready()
+        async with asyncio.timeout(20):
+            while (await client.read(question("after")))[0].cached != "hit":
+                await client.settled()
 
 
 async def test_a_stream_that_redis_does_not_hear(
@@ -251,19 +252,21 @@ async def test_a_stream_that_redis_does_not_hear(
             await gate.wait()
 
     there.gate = wait
-    async with proxy(own_server.path, tmp_path / "p") as between:
-        async with Observatory("test", redis_url=between.url, namespace=namespace) as obs:
-            client = connect(obs)
-            reply = await client.ask(question(stream=True))
-            chunks = aiter(reply)
-            got = [await anext(chunks) for _ in range(5)]
-            between.deaf = True
-            gate.set()
-            began = monotonic()
-            got += [chunk async for chunk in chunks]
-            assert monotonic() - began < 0.2
-            assert b"".join(got) == b"".join(there.says(there.asked[0], 1).chunks)
-            await reply.aclose()
+    async with (
+        proxy(own_server.path, tmp_path / "p") as between,
+        Observatory("test", redis_url=f"unix://{tmp_path / 'p'}", namespace=namespace) as obs,
+    ):
+        client = connect(obs)
+        reply = await client.ask(question(stream=True))
+        chunks = aiter(reply)
+        got = [await anext(chunks) for _ in range(5)]
+        between.deaf = True
+        gate.set()
+        began = monotonic()
+        got += [chunk async for chunk in chunks]
+        assert monotonic() - began < 0.2
+        assert b"".join(got) == b"".join(there.says(there.asked[0], 1).chunks)
+        await reply.aclose()
 
 
 async def test_unopened(there: Provider, connect: Connect) -> None:
@@ -309,7 +312,7 @@ async def _rest(chunks: Any) -> Sequence[bytes]:
 
 def _exchanges() -> list[dict[str, Any]]:
     if not RECORDED.exists():
-        skip_or_fail("no recorded exchanges here")
+        pytest.skip("the recorded exchanges are not beside the checkout (../shared/data)")
     return [json.loads(line) for line in RECORDED.read_text().splitlines()]
 
 

@@ -157,7 +157,7 @@ def _flaw_of_stream(endpoint: str, body: bytes) -> Reason | None:
         found = {"type": data} if data == "[DONE]" else _document(data)
         if found is None:
             return "incomplete"
-        if name == "error" or found.get("type") == "error" or (found.get("error") and "type" not in found):
+        if name == "error" or found.get("type") == "error" or (found.get("error") is not None and "type" not in found):
             return "error"
         ends.update(_ends(endpoint, found, ends))
         last, said = str(found.get("type") or name), found
