@@ -19,7 +19,7 @@ RETURNS {written, followed}
 COMPLEXITY  O(parts)
 ATOMICITY   one slot
 EXPIRY      the writer renews it; a log that ends early costs its followers time and nothing else
-RETRY       safe, with the same parts (what is there already is not written again)
+RETRY       safe with the same parts (what is there already is not written again)
 ]]
 local log = KEYS[1]
 local followed = KEYS[2]

@@ -202,6 +202,18 @@ class Tale:
                     run.add(chunk, gap_us)
 
 
+async def whole(log: Log, said: str, run: Run) -> Run | None:
+    """Of an answer that will be no entry: all of it into this run, if it is the one that was spoken of."""
+    tale = Tale(log)
+    while not tale.over:
+        other, parts = await tale.more(given_up=True)
+        if not parts or tale.id not in said or (other and run.head is not None):
+            return None
+        run.id = tale.id
+        tale.apply(run, parts)
+    return run if run.ended else None
+
+
 def _split(part: bytes) -> tuple[list[bytes], list[int]]:
     piece = _pieces.decode(part)
     return piece.chunks, piece.gaps_us

@@ -88,6 +88,12 @@ class Run:
         self._held += len(chunk)
         self.pulse.tell()
 
+    def fill(self, chunks: Sequence[bytes], gaps_us: Sequence[int]) -> None:
+        """The rest of it, of which the beginning is here."""
+        for number in range(len(self.chunks), len(chunks)):
+            self.add(chunks[number], gaps_us[number])
+        self.end()
+
     def end(self, error: BaseException | None = None) -> None:
         """It comes no more."""
         if not self.ended and self.error is None:

@@ -24,7 +24,7 @@ from ...errors import AnswerInterrupted, CacheComputationFailed, CacheError, Not
 from ...features.cache import Cache
 from ...features.cache.lease import held
 from .answer import Answer, forbids, header, nearly_over, replayed
-from .log import Log, Tale, Writer
+from .log import Log, Tale, Writer, whole
 from .question import Alone, NotKept, Question
 from .refusals import Reason
 from .run import Head, Pulse, Run, interrupted
@@ -209,9 +209,7 @@ class Source:
         if run.head is None:
             run.begin(Head(answer.status, answer.headers, answer.headers))
         run.made_us = answer.made_us
-        for chunk, gap_us in zip(answer.chunks[len(run.chunks) :], answer.gaps_us[len(run.chunks) :], strict=True):
-            run.add(chunk, gap_us)
-        run.end()
+        run.fill(answer.chunks, answer.gaps_us)
 
     # as the one who calls
     async def _lead(self) -> Answer:
@@ -279,7 +277,7 @@ class Source:
     # as one who follows
     async def _follow(self) -> None:
         tale = Tale(self._log)
-        with suppress(NotOpen), self._log.watching() as watch:
+        with suppress(NotOpen, StoreError), self._log.watching() as watch:
             while not tale.over:
                 try:
                     if await self._read(tale):
@@ -294,9 +292,9 @@ class Source:
             self._failed = Alone("too_large")
             self._stop()
 
-    async def _read(self, tale: Tale, *, given_up: bool = False) -> bool:
+    async def _read(self, tale: Tale) -> bool:
         """Whether there was anything."""
-        other, parts = await tale.more(given_up=given_up)
+        other, parts = await tale.more()
         if other:
             self._token = tale.id
             self._begun(tale.id, own=False)
@@ -311,25 +309,12 @@ class Source:
         run = self._run
         if run is not None and run.ended:
             return
-        tale = Tale(self._log)
         with suppress(StoreError, NotOpen, ValueError, msgspec.MsgspecError):
-            found = await self._collect(tale, said)
-            if found is not None and found.ended:
-                if run is not None and run.id == found.id and run.head is not None:
-                    for chunk, gap_us in zip(found.chunks[len(run.chunks) :], found.gaps_us[len(run.chunks) :], strict=True):
-                        run.add(chunk, gap_us)
-                    run.end()
-                else:
-                    self._take(found)
+            found = await whole(self._log, said, Run("", self._pulse, limit=self._limit, bounded=False, own=False))
+            if found is not None and run is not None and run.id == found.id and run.head is not None:
+                run.fill(found.chunks, found.gaps_us)
+                return
+            if found is not None:
+                self._take(found)
                 return
         raise Alone("failed")
-
-    async def _collect(self, tale: Tale, said: str) -> Run | None:
-        found: Run | None = None
-        while not tale.over:
-            other, parts = await tale.more(given_up=True)
-            if tale.id not in said or not parts or (other and found is not None):
-                return None
-            found = found or Run(tale.id, self._pulse, limit=self._limit, bounded=False, own=False)
-            tale.apply(found, parts)
-        return found
