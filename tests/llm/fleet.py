@@ -62,7 +62,7 @@ class Member:
 
     async def start(self) -> None:
         self._reading = asyncio.ensure_future(self._read())
-        await until(lambda: "ready" in self.lines, "it is open")
+        await until(lambda: "ready" in self.lines, "it is open", 60.0)
 
     def go(self) -> None:
         assert self.process.stdin is not None
@@ -82,7 +82,7 @@ class Member:
         return found
 
 
-async def until(fact: Callable[[], object], what: str, timeout: float = 30.0) -> None:
+async def until(fact: Callable[[], object], what: str, timeout: float = 15.0) -> None:
     deadline = monotonic() + timeout
     while not fact():
         assert monotonic() < deadline, f"after {timeout:g} s still not: {what}"

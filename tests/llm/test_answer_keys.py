@@ -85,8 +85,8 @@ def meaning(value: Any, sort: int = 3) -> Any:
 
 def said(document: dict[str, Any]) -> Any:
     kept = {name: value for name, value in document.items() if name not in UNSAID}
-    if kept.get("stream") is False:
-        del kept["stream"]
+    if kept.get("stream") is None or kept["stream"] is False:
+        kept.pop("stream", None)
     temperature = kept.get("temperature")
     if isinstance(temperature, int | float) and not isinstance(temperature, bool):
         del kept["temperature"]

@@ -216,6 +216,23 @@ async def test_a_body_that_is_torn(client: Client, there: Provider, stream: bool
     assert reply.status == 200
 
 
+async def test_nothing_is_refreshed_before_its_end(opening: Open, connect: Connect, there: Provider) -> None:
+    """As other entries are that were dear to make: a call that nobody asks for costs money."""
+    client = connect(await opening(), AnswerCache(ttl=3))
+
+    async def slowly(_: int) -> None:
+        await asyncio.sleep(1.0)
+
+    there.gate = slowly
+    await client.read(question())
+    await client.settled()
+    until = monotonic() + 1.0
+    while monotonic() < until:
+        assert (await client.read(question()))[0].cached == "hit"
+        await asyncio.sleep(0.01)
+    assert len(there.asked) == 1
+
+
 async def test_redis_away(own_server: Server, tmp_path: Path, namespace: str, connect: Connect, there: Provider) -> None:
     """Each process asks for itself, once for all who ask at the same time, after one bounded wait; then keeps again."""
     async with (

@@ -83,9 +83,8 @@ class Source:
 
     async def stands(self) -> bool:
         """Whether it is still what the cache waits for: nobody has cleared that, or deleted the entry, since it began."""
-        token = self._token
         try:
-            return not token or await self._log.stands(token)
+            return not self._token or await self._log.stands(self._token)
         except (StoreError, NotOpen):
             return True
 
@@ -147,6 +146,7 @@ class Source:
 
     # where it comes from
     async def _main(self) -> None:
+        held.set("")  # of another cache's, within which this is asked
         try:
             await (self._shared() if self._question.sharing else self._own())
         except Exception as error:
@@ -311,10 +311,10 @@ class Source:
             return
         with suppress(StoreError, NotOpen, ValueError, msgspec.MsgspecError):
             found = await whole(self._log, said, Run("", self._pulse, limit=self._limit, bounded=False, own=False))
-            if found is not None and run is not None and run.id == found.id and run.head is not None:
-                run.fill(found.chunks, found.gaps_us)
-                return
             if found is not None:
-                self._take(found)
+                if run is not None and run.id == found.id and run.head is not None:
+                    run.fill(found.chunks, found.gaps_us)
+                else:
+                    self._take(found)
                 return
         raise Alone("failed")
