@@ -19,7 +19,7 @@ RETURNS {written, followed}
 COMPLEXITY  O(parts)
 ATOMICITY   one slot
 EXPIRY      the writer renews it; a log that ends early costs its followers time and nothing else
-RETRY       safe with the same parts (what is there already is not written again)
+RETRY       safe with the same parts (each has its number)
 ]]
 local log = KEYS[1]
 local followed = KEYS[2]
@@ -40,10 +40,8 @@ if not own then
   redis.call('DEL', log)
   redis.call('HSET', log, 'run', run)
 end
-if redis.call('HLEN', log) - 1 == at then
-  for index = 4, #ARGV do
-    redis.call('HSET', log, string.format('%d', at + index - 4), ARGV[index])
-  end
+for index = 4, #ARGV do
+  redis.call('HSET', log, string.format('%d', at + index - 4), ARGV[index])
 end
 redis.call('PEXPIRE', log, ttl_ms)
 return {1, read}

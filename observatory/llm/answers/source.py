@@ -146,7 +146,6 @@ class Source:
 
     # where it comes from
     async def _main(self) -> None:
-        held.set("")  # of another cache's, within which this is asked
         try:
             await (self._shared() if self._question.sharing else self._own())
         except Exception as error:
