@@ -11,11 +11,13 @@ ObservatoryError                      code                    HTTP  retryable
  ├─ CacheError                        cache                   500   no
  │   ├─ ValueTooLarge                 value_too_large         413   no
  │   ├─ NotEncodable (TypeError)      not_encodable           422   no
- │   └─ CacheComputationFailed        cache_computation       503   yes    of another process, or a moment ago
+ │   ├─ CacheComputationFailed        cache_computation       503   yes    of another process, or a moment ago
+ │   └─ AnswerInterrupted             answer_interrupted      502   yes    a shared stream, in its middle
  ├─ StoreError                        store                   503   yes
  │   ├─ StoreUnavailable              store_unavailable       503   yes    away, or slower than the bounded wait
  │   └─ StoreMisconfigured            store_misconfigured     503   no     eviction policy, ACL, version, auth
  ├─ NotFound                          not_found               404   no
+ │   └─ CacheMiss                     cache_miss              404   no     at the doors: in code a miss is no error
  └─ PayloadTooLarge                   payload_too_large       413   no
 """
 
@@ -25,9 +27,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 __all__ = [
+    "AnswerInterrupted",
     "BudgetExceeded",
     "CacheComputationFailed",
     "CacheError",
+    "CacheMiss",
     "ConfigurationError",
     "InvalidArgument",
     "NotEncodable",
@@ -246,8 +250,7 @@ class NotEncodable(CacheError, TypeError):
 
 
 class CacheComputationFailed(CacheError):
-    """What was to be cached could not be computed, by another process or a moment ago. `.kind` names the error that it met
-    there; `retry_after` says when somebody may try again. Who computes itself gets the error itself."""
+    """Not computed, by another process or a moment ago; `.kind` names the error there. Who computes gets the error itself."""
 
     code = "cache_computation"
     status = 503
@@ -256,17 +259,14 @@ class CacheComputationFailed(CacheError):
 
     @property
     def kind(self) -> str:
-        """The name of the error's class; empty when nobody knows."""
         return self.context.get("error", "")
 
 
 class AnswerInterrupted(CacheError):
-    """A stream that came by way of another process, of which some was handed out already, will not go on: that process was
-    killed, cancelled, or lost its provider. Asking again begins anew."""
+    """A stream from another process ended in its middle, with that process or its provider. Asking again begins anew."""
 
     code = "answer_interrupted"
     status = 502
-    title = "The stream was interrupted where it came from"
     retryable = True
 
 
@@ -303,6 +303,13 @@ class NotFound(ObservatoryError):
     code = "not_found"
     status = 404
     title = "Not found"
+
+
+class CacheMiss(NotFound):
+    """A cache has no entry of that key now. Only the doors say so: `Cache.get` answers with a default."""
+
+    code = "cache_miss"
+    title = "The cache has no such entry"
 
 
 class PayloadTooLarge(ObservatoryError):

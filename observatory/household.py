@@ -7,7 +7,7 @@ from typing import Any
 from .background import Job
 from .clock import ServerClock
 from .duties import COMPACT_EVERY, duty
-from .features.cache import Bounds, CacheSpace
+from .features.cache import Bounds, CacheSpace, UntypedCaches
 from .features.dead_letters import DeadLetters
 from .features.events import Events, Room
 from .features.leases import Leases
@@ -149,6 +149,11 @@ class Household:
             near_bound=cache.near_bound,
         )
 
+    @room
+    def untyped_caches(self) -> UntypedCaches:
+        """Caches by their names alone, for the doors."""
+        return UntypedCaches(self.caches)
+
     @property
     def service_name(self) -> str:
         return self.settings.service_name or "observatory"
@@ -186,7 +191,7 @@ class Household:
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "otlp", "rate_limiter", "caches"):
+        for name in ("metrics", "events", "otlp", "rate_limiter", "caches", "untyped_caches"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
         for name in ("logger", "tracing"):

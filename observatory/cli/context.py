@@ -74,6 +74,31 @@ def _wanted(context: typer.Context, wanted: bool) -> bool:
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout", callback=_wanted)]
 
 
+Dimension = Annotated[list[str] | None, typer.Option("-d", "--dimension", metavar="K=V", help="a dimension; again for more")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+
+
+def dimensions_of(given: list[str] | None) -> dict[str, str]:
+    """Of the options -d K=V."""
+    pairs = [pair.partition("=") for pair in given or []]
+    if any(not equals for _, equals, _ in pairs):
+        fail(InvalidArgument("-d wants K=V"))
+    found = {key: value for key, _, value in pairs}
+    if len(found) < len(pairs):
+        fail(InvalidArgument("a dimension is given twice"))
+    return found
+
+
+def ask_first(question: str, what: str, *, yes: bool) -> None:
+    """On a terminal; elsewhere --yes must have been said."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        fail(InvalidArgument(what, remedy="Say --yes"))
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)
+
+
 def done(work: Coroutine[Any, Any, T]) -> T:
     """Run it; an error of ours becomes one line and an exit code."""
     # SIGTERM as Ctrl-C: what was begun is taken back. Commands that run until they are stopped listen for themselves.

@@ -1,6 +1,5 @@
 """Commands of the limiter: ask, look, explain, list, reset. Exit 0 allowed, 1 refused, 2 usage, 3 store away."""
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from ..features.rate_limiter import Decision, Limit
 from ..features.rate_limiter.shape import algorithm_of
 from ..overview import Exhaustion, Explanation, explain, look, near_exhaustion
 from ..units import parsed
-from .context import ERR, OUT, AsJson, Context, done, fail, show_json, show_table
+from .context import ERR, OUT, AsJson, Context, Dimension, Yes, ask_first, dimensions_of, done, fail, show_json, show_table
 
 rate_limiter = typer.Typer(no_args_is_help=True, help="Ask the shared limits.")
 
@@ -20,7 +19,6 @@ Limits = Annotated[
 ]
 More = Annotated[list[str] | None, typer.Option("--limit", metavar="LIMIT", help="one more; again for more")]
 Identity = Annotated[str | None, typer.Argument(help="whose bucket, by its name")]
-Dimension = Annotated[list[str] | None, typer.Option("-d", "--dimension", metavar="K=V", help="one dimension of the identity")]
 Unit = Annotated[list[str] | None, typer.Option("--unit", help="a unit that the call brings besides requests")]
 
 
@@ -28,13 +26,7 @@ def _identity(name: str | None, dimensions: list[str] | None) -> str | dict[str,
     if dimensions:
         if name is not None:
             fail(InvalidArgument("an identity is a name or dimensions, not both"))
-        pairs = [pair.partition("=") for pair in dimensions]
-        if any(not equals for _, equals, _ in pairs):
-            fail(InvalidArgument("-d wants K=V"))
-        found = {key: value for key, _, value in pairs}
-        if len(found) < len(pairs):
-            fail(InvalidArgument("a dimension is given twice"))
-        return found
+        return dimensions_of(dimensions)
     return name
 
 
@@ -121,17 +113,13 @@ def reset(
     limit: str,
     identity: Identity = None,
     dimension: Dimension = None,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Forget what an identity has taken, and what it holds."""
     who = _identity(identity, dimension)
     whose = " ".join(f"{name}={value}" for name, value in who.items()) if isinstance(who, dict) else who
-    if not yes:
-        if not sys.stdin.isatty():
-            fail(InvalidArgument("reset forgets what was taken and held", remedy="Say --yes"))
-        if not typer.confirm(f"Forget what {whose or 'all'} took of {limit}?", err=True):
-            raise typer.Exit(1)
+    ask_first(f"Forget what {whose or 'all'} took of {limit}?", "reset forgets what was taken and held", yes=yes)
 
     async def forget(obs: Observatory) -> None:
         await obs.rate_limiter.reset(limit, who)

@@ -13,13 +13,12 @@ from ..features import survey
 from ..features.dead_letters import MOST_PER_PAGE, DeadLetter, Moved
 from ..features.metrics.matchers import matchers
 from ..units import moment, seconds
-from .context import OUT, AsJson, fail, show_json, show_table
+from .context import OUT, AsJson, Yes, ask_first, fail, show_json, show_table
 from .tail import Seen, tail
 
 events = typer.Typer(no_args_is_help=True, help="Look at the event streams.")
 dead_letters = typer.Typer(no_args_is_help=True, help="Events that could not be applied.")
 
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="as list shows them")]
 All = Annotated[bool, typer.Option("--all", help="every letter that is there now")]
 
@@ -123,7 +122,7 @@ def replay(context: typer.Context, ids: Ids = None, everything: All = False, yes
     """Put them back on their streams, each once. Exit 1 when one was not there, or its stream is full."""
     _check(ids, everything)
     if everything:
-        _ask_first("Put every dead letter back on its stream?", "replay --all reads all of them again", yes=yes)
+        ask_first("Put every dead letter back on its stream?", "replay --all reads all of them again", yes=yes)
     _moved(context, _move(context, "replay", ids), "replayed")
 
 
@@ -132,22 +131,13 @@ def drop(context: typer.Context, ids: Ids = None, everything: All = False, yes: 
     """Throw them away for good, and count them as dropped. Exit 1 when one was not there."""
     _check(ids, everything)
     what = "every dead letter" if everything else f"{len(ids or [])} dead letters"
-    _ask_first(f"Throw {what} away for good?", "drop throws events away for good", yes=yes)
+    ask_first(f"Throw {what} away for good?", "drop throws events away for good", yes=yes)
     _moved(context, _move(context, "drop", ids), "dropped")
 
 
 def _check(ids: list[str] | None, everything: bool) -> None:
     if bool(ids) == everything:
         fail(InvalidArgument("say which: ids, or --all", remedy="observatory dead-letters list"))
-
-
-def _ask_first(question: str, what: str, *, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        fail(InvalidArgument(what, remedy="Say --yes"))
-    if not typer.confirm(question, err=True):
-        raise typer.Exit(1)
 
 
 def _move(context: typer.Context, verb: str, ids: list[str] | None) -> Moved:

@@ -33,8 +33,11 @@ def build(obs: Observatory) -> tuple[Any, State]:
     async def description(request: Request) -> Response:
         return Response(msgspec.json.encode(openapi.document()), media_type="application/json")
 
-    # A path with two verbs would be two routes, of which the first would refuse the other's method.
-    routes = [Route(endpoint.path, _handler(state, endpoint), methods=[endpoint.method]) for endpoint in TABLE]
+    # One route a path: of two, the first would tell who comes with a third method of its own method alone.
+    paths: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in TABLE:
+        paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+    routes = [Route(path, _handler(state, verbs), methods=[*verbs]) for path, verbs in paths.items()]
     app = Starlette(
         routes=[*routes, Route("/openapi.json", description)],
         lifespan=lifespan,
@@ -47,8 +50,9 @@ def build(obs: Observatory) -> tuple[Any, State]:
     return Door(app, obs=obs), state
 
 
-def _handler(state: State, endpoint: Endpoint) -> Callable[[Request], Any]:
+def _handler(state: State, verbs: dict[str, Endpoint]) -> Callable[[Request], Any]:
     async def handle(request: Request) -> Response:
+        endpoint = verbs["GET" if request.method == "HEAD" else request.method]
         try:
             answer = await endpoint.handler(state, request)
         except ClientDisconnect:

@@ -8,6 +8,7 @@ import msgspec
 
 from ..asgi import MEDIA_TYPE
 from ..version import __version__
+from .body import MSGPACK
 from .routes import TABLE
 from .table import Endpoint
 
@@ -21,7 +22,13 @@ def document() -> dict[str, Any]:
     by_kind = dict(zip(map(repr, kinds), schemas, strict=True))
     paths: dict[str, Any] = {}
     for endpoint in TABLE:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, by_kind)
+        path = re.sub(r":\w+}", "}", endpoint.path)
+        operation = _operation(endpoint._replace(path=path), by_kind)
+        paths.setdefault(path, {})[endpoint.method.lower()] = operation
+    for path, verbs in paths.items():
+        for method, operation in verbs.items():
+            words = re.sub(r"\W+", "_", path).strip("_")
+            operation["operationId"] = f"{method}_{words}" if len(verbs) > 1 else words
     return {
         "openapi": "3.1.0",
         "info": {"title": "Observatory", "version": __version__},
@@ -33,10 +40,11 @@ def document() -> dict[str, Any]:
 def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": HTTPStatus(endpoint.status).phrase}
     if endpoint.answer is not None:
-        answer["content"] = {"application/json": {"schema": schemas[repr(endpoint.answer)]}}
+        answer["content"] = _bodies(schemas[repr(endpoint.answer)], 0, packed=endpoint.packed)
+    if endpoint.tells:
+        answer["headers"] = {name: {"description": text, "schema": {"type": "string"}} for name, text in endpoint.tells}
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
-        "operationId": re.sub(r"\W+", "_", endpoint.path).strip("_"),
         "responses": {
             str(endpoint.status): answer,
             **{str(status): {**answer, "description": text} for status, text in endpoint.also},
@@ -44,7 +52,8 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
         },
     }
     if endpoint.body is not None:
-        operation["requestBody"] = {"required": True, "content": _bodies(schemas[repr(endpoint.body)], endpoint.many)}
+        content = _bodies(schemas[repr(endpoint.body)], endpoint.many, packed=endpoint.packed)
+        operation["requestBody"] = {"required": True, "content": content}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", endpoint.path)
@@ -63,10 +72,10 @@ def _strings(where: str, named: tuple[tuple[str, str], ...]) -> list[dict[str, A
     return [{"name": name, "in": where, "description": text, "schema": {"type": "string"}} for name, text in named]
 
 
-def _bodies(schema: Any, many: int) -> dict[str, Any]:
+def _bodies(schema: Any, many: int, *, packed: bool = False) -> dict[str, Any]:
     """By media type: one, or as many as one request may bring."""
     if not many:
-        return {"application/json": {"schema": schema}}
+        return {media: {"schema": schema} for media in ("application/json", *(MSGPACK[:1] if packed else ()))}
     several = {"anyOf": [{"type": "array", "items": schema, "maxItems": many}, schema]}
     return {
         "application/json": {"schema": several},

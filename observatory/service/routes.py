@@ -6,7 +6,7 @@ from starlette.responses import Response
 from ..errors import InvalidArgument, ObservatoryError, StoreError
 from ..features.metrics import Result, openmetrics
 from ..features.metrics.query import ALL_SERIES
-from . import body, dead_letters, limiter
+from . import body, cache, dead_letters, limiter
 from .schemas import CheckAnswer, EventBody, EventsAnswer, ReadyAnswer, Rejected, event
 from .table import Answer, Endpoint, State
 
@@ -112,6 +112,7 @@ _ACCEPT = (("accept", "application/openmetrics-text for OpenMetrics 1.0; else te
 
 TABLE: tuple[Endpoint, ...] = (
     *limiter.TABLE,
+    *cache.TABLE,
     *dead_letters.TABLE,
     Endpoint(
         *("POST", "/v1/events", events, "Hand in events: JSON array, NDJSON or msgpack; each id counts once"),

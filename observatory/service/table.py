@@ -36,7 +36,7 @@ Handler = Callable[[State, Request], Awaitable[Answer | Response]]
 class Endpoint(NamedTuple):
     """A row of the table."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     handler: Handler
     summary: str
@@ -53,3 +53,7 @@ class Endpoint(NamedTuple):
     """Other statuses of the same answer."""
     many: int = 0
     """So many bodies may come at once: an array, lines (NDJSON), or msgpack."""
+    packed: bool = False
+    """Body and answer may be msgpack as well as JSON."""
+    tells: tuple[tuple[str, str], ...] = ()
+    """Headers of the answer."""

@@ -53,7 +53,9 @@ class Fleet:
     ) -> None:
         self.log = log
         log.touch()
-        env = environment(OBSERVATORY_REDIS_URL=url, OBSERVATORY_NAMESPACE=namespace, PYTHONPATH=str(ROOT))
+        # On a busy machine a store may be slow: who gave it up would compute for itself, and that is not what is asked here.
+        patient = environment(OBSERVATORY_REDIS_MAX_WAIT="5", PYTHONPATH=str(ROOT))
+        env = {**patient, "OBSERVATORY_REDIS_URL": url, "OBSERVATORY_NAMESPACE": namespace}
         self.members = [
             subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, str(log), str(pause), str(tasks), look_after],
@@ -115,13 +117,11 @@ def test_who_waits_does_not_ask(own_server: Server, namespace: str, tmp_path: Pa
     fleet.start(1)
     fleet.served_at()
     after = commands(own_server)
-    asked = {name: after[name] - before.get(name, 0) for name in ("exists", "pttl", "client|tracking")}
+    asked = {name: after[name] - before.get(name, 0) for name in ("exists", "pttl")}
     print(f"\n{asked}")
-    # `pttl` is what the script does that says WAIT. Asking now and then made about eighty of it.
     # `pttl` is what the script calls that says WAIT (and somebody else, once or twice): asking now and then made eighty of it.
     assert 1 <= asked["exists"] <= 6
     assert asked["pttl"] < 30
-    assert asked["client|tracking"] == 1
 
 
 async def test_one_who_gets_the_lease_at_once_registers_nothing(opening: Open) -> None:

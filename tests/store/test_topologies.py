@@ -19,6 +19,7 @@ from observatory.worker.worker import Worker
 from tests.servers import ROOT, environment, process
 from tests.store.load import script
 from tests.store.test_fork import FORKING
+from tests.store.test_watch import registered
 from tests.topologies import Cluster, Sentinels
 
 Topology = Sentinels | Cluster
@@ -128,6 +129,8 @@ async def test_documented_rights_are_enough(opening: Callable[..., Any], topolog
 
     with pytest.raises(LookupError):
         await cache.get_or_compute("k", lambda: ask(None))
+    with obs.store.watching(obs.store.keys.bucket("strict", "a")) as change:
+        await registered(change)
     with pytest.raises(CacheComputationFailed):
         await cache.get_or_compute("k", lambda: ask("v"))
     assert await cache.delete("k") == 0

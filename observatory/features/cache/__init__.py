@@ -3,5 +3,6 @@
 from .cache import Cache
 from .counts import CacheStats
 from .space import Bounds, CacheSpace
+from .untyped import CacheReport, Found, UntypedCache, UntypedCaches, report
 
-__all__ = ["Bounds", "Cache", "CacheSpace", "CacheStats"]
+__all__ = ["Bounds", "Cache", "CacheReport", "CacheSpace", "CacheStats", "Found", "UntypedCache", "UntypedCaches", "report"]

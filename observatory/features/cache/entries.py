@@ -218,7 +218,7 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         """Write where nothing is. ValueError when it exists (aiocache's contract)."""
         place, terms = self._place(key), self._terms(ttl, tags=tags)
         while True:
-            look = await self._room.shelf.read(place)
+            look = await self._room.flights.look(place)
             if self._value(look) is not MISSING:
                 raise ValueError(f"cache {self.name}: key {key!r:.80} exists already")
             if await self._write(place, value, terms, look.head or ABSENT):

@@ -21,6 +21,7 @@ from .codec import MISSING, Codec
 from .counts import Counts
 from .entry import BOUNDED, Entry, pack
 from .flight import Flight, Landed, Terms, through
+from .generations import UNTYPED, beside
 from .lease import FAILED, LEASED, THERE, Lease, failure, held
 from .shelf import Look, Place, Shelf
 
@@ -90,6 +91,8 @@ class Flights(Generic[T]):
             return Look(None, b"", None, away=True)
         try:
             look = await self._shelf.read(place, to_keep=True)
+            if look.entry is None and look.record is not None and UNTYPED in look.record.generations:
+                look = await beside(self._shelf, self._codec, place, look)
         except StoreMisconfigured:
             raise
         except StoreError:
