@@ -22,7 +22,7 @@ from .counts import Counts
 from .entry import BOUNDED, Entry, pack
 from .flight import Flight, Landed, Terms, through
 from .generations import UNTYPED, beside
-from .lease import FAILED, LEASED, SPOILT, THERE, Lease, failure
+from .lease import FAILED, LEASED, SPOILT, THERE, Lease, failure, held
 from .shelf import Look, Place, Shelf
 
 T = TypeVar("T")
@@ -229,6 +229,7 @@ class Flights(Generic[T]):
         try:
             versions = await self._versions(place, terms, look)
             began = monotonic()
+            held.set(lease.token)
             value = await compute()
             cost_us = int((monotonic() - began) * 1e6)
             payload, flags = self._codec.encode(value, terms.compress_over)

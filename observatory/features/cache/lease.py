@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,6 +22,9 @@ _RENEW_EVERY = LEASE / 4
 TOLD_FOR = 1.0
 """Seconds for which a failure is told to everybody who asks."""
 _LONGEST = 500
+
+held: ContextVar[str] = ContextVar("observatory_cache_lease", default="")
+"""The token under which the task at hand computes; empty where it does so for itself alone."""
 
 WAIT, LEASED, THERE, FAILED = range(4)
 
