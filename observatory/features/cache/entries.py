@@ -214,12 +214,13 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
     async def add(self, key: str, value: T, ttl: float = OWN, *, tags: Iterable[str] = ()) -> bool:
         """Write where nothing is. ValueError when it exists (aiocache's contract)."""
         place, terms = self._place(key), self._terms(ttl, tags=tags)
-        while True:
+        for _ in range(_MOST_TRIES):
             look = await self._room.flights.look(place)
             if self._value(look) is not MISSING:
                 raise ValueError(f"cache {self.name}: key {key!r:.80} exists already")
             if await self._write(place, value, terms, look.head or ABSENT):
                 return True
+        raise self._busy(key)
 
     @told
     async def delete(self, key: str) -> int:
