@@ -197,7 +197,7 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         payload, flags = room.codec.encode(value, terms.compress_over)
         record = await room.shelf.record(place, terms.ttl_ms + terms.stale_ms)
         tags = await room.shelf.versions.of_tags(place.scope, terms.tags, terms.ttl_ms + terms.stale_ms)
-        entry, life_ms = room.flights.entry(payload, flags, terms, record.version, tags)
+        entry, life_ms = room.flights.computations.entry(payload, flags, terms, record.version, tags)
         try:
             return await room.shelf.write(place, pack(entry), life_ms, record=record, expected=expected)
         finally:
