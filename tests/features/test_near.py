@@ -350,3 +350,20 @@ def test_what_an_entry_costs_is_what_is_counted() -> None:
     tracemalloc.stop()
     print(f"{used / 20_000:.0f} bytes an entry, counted {near.stats.bytes / 20_000:.0f}, overhead {OVERHEAD}")
     assert 0.75 < used / near.stats.bytes < 1.25
+
+
+def test_what_rests_on_a_token_that_was_replaced_is_a_miss() -> None:
+    """A read was answered elsewhere, the next one takes another token of the version: no notice would find the first."""
+    near = alone(bytes.decode)
+    held, vicinity = Held(), near._vicinity
+    vicinity._leases = held
+    assert near.keep(near.expect(where("k"), where("version")), (b"1", b"v"), "k", b"1", "1", FOR_EVER)
+    under_way = near.expect(where("other"), where("version"))
+    held.one.strays += 1
+    assert near.lookup("k") == "1", "nothing has happened to it"
+    tokens = near.expect(where("new"), where("version"))
+    assert not near.keep(under_way, (b"2", b"v"), "other", b"2", "2", FOR_EVER)
+    assert near.keep(tokens, (b"3", b"v"), "new", b"3", "3", FOR_EVER)
+    vicinity.changed([where("version").encode()])
+    assert [near.lookup(key) for key in ("k", "other", "new")] == [MISSING] * 3
+    assert near.last("k") is MISSING

@@ -125,6 +125,9 @@ class Vicinity(Listener):
         shared = where.encode()
         token = self._on_their_way.get(shared)
         if token is None or token.lease is not lease or token.strays != lease.strays:
+            if token is not None:
+                # No notice finds it from here on: what rests on it must be read anew, what it brings must not be kept.
+                token.dead = True
             token = self._on_their_way[shared] = Token(shared, lease)
         return token
 
