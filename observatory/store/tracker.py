@@ -34,13 +34,14 @@ class Lease:
     """A promise of one primary. until: the moment on `clock.monotonic` up to which it holds; it may be in the past.
 
     strays: how many reads of its keys were answered elsewhere. A value that was on its way then must not be kept.
+    succeeded: it has ended, and the store was there since; what was read under it may have been deleted in between.
     """
 
-    __slots__ = ("ended", "strays", "until")
+    __slots__ = ("ended", "strays", "succeeded", "until")
 
     def __init__(self, until: float = -1.0) -> None:
         self.until = until
-        self.ended = False
+        self.ended = self.succeeded = False
         self.strays = 0
 
     def end(self) -> None:
@@ -88,6 +89,8 @@ class Tracker:
         self._said: str | None = None
         self._failures = 0
         self.lease = Lease()
+        self._before: Lease | None = None
+        """The last that held, until another does."""
         self.generation = 0
         """How many leases have ended."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="observatory tracker")
@@ -97,6 +100,8 @@ class Tracker:
         until, before = self.lease.until, self.lease
         self.lease = Lease(until)
         before.end()
+        before.succeeded = True
+        self._succeed()
         self.generation += 1
 
     def _lost(self) -> None:
@@ -104,7 +109,13 @@ class Tracker:
         if self.lease.until >= 0:
             self.lease.end()
             self.generation += 1
-            self.lease = Lease()
+            self._before, self.lease = self.lease, Lease()
+
+    def _succeed(self) -> None:
+        """The store was there without us: what was deleted meanwhile must not be served, not even while it is away."""
+        if self._before is not None:
+            self._before.succeeded = True
+            self._before = None
 
     def _heard(self, keys: list[bytes] | None) -> None:
         if keys is None:
@@ -146,6 +157,7 @@ class Tracker:
                 self.renew()
                 self._suspect()
             if not wire.closed:
+                self._succeed()
                 self.lease.until = asked_at + self._bound
             self._said, self._failures = None, 0
             await asyncio.wait({wire.end}, timeout=min(self._bound / 4, _ASK_EVERY))
@@ -182,6 +194,7 @@ class Tracker:
         if self._wire is not None:
             self._wire.close()
         self._lost()
+        self._succeed()  # by a tracker that is not ours
 
     def abandon(self) -> None:
         """A forked child, or a loop that is gone: the connection is not ours."""

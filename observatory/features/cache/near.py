@@ -206,9 +206,12 @@ class Near(Generic[T]):
         return self._decode(kept.payload) if value is MISSING else value
 
     def last(self, key: Hashable) -> T:
-        """What was kept last, also when nobody promises any more that it is the store's: for while the store is away."""
+        """What was kept last, also when nobody promises any more that it is the store's: for while the store is away. But
+        nothing of before a gap in the notices that the store survived: it may have been deleted in it."""
         kept = self._find(key)
-        if kept is None or monotonic() >= kept.ends or any(token.dead for token in kept.beside):
+        if kept is None or monotonic() >= kept.ends or kept.lease.succeeded:
+            return cast(T, MISSING)
+        if any(token.dead or token.lease.succeeded for token in kept.beside):
             return cast(T, MISSING)
         return self._decode(kept.payload) if kept.value is MISSING else cast(T, kept.value)
 
