@@ -8,6 +8,7 @@ read runs out within the bound, and everything is a miss.
 """
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -49,7 +50,7 @@ class Leases(Protocol):
     """What is needed of the store's tracking."""
 
     def include(self, prefix: str) -> None:
-        """Keys that begin so from now on, too."""
+        """Keys that begin so from now on, too. From any thread."""
 
     def lease(self, key: str) -> Lease | None:
         """Of the key's primary, now."""
@@ -112,13 +113,16 @@ class Vicinity(Listener):
         self.read = read
         self.bound = bound
         self._leases: Leases | None = None
+        self._tracking = threading.Lock()
+        """No prefix may fall between a tracking that begins and the one that it follows."""
         self._on_their_way: WeakValueDictionary[bytes, Token] = WeakValueDictionary()
         self.kept: dict[bytes, _Kept] = {}
 
     def expect(self, where: Key) -> Token | None:
         """Before a read of this key is sent. None: nothing that is read now may be kept."""
         if self._leases is None or self._leases.closed:
-            self._leases = self._track(self)
+            with self._tracking:
+                self._leases = self._track(self)
         lease = self._leases.lease(where)
         if lease is None or lease.until <= monotonic():
             return None
@@ -138,9 +142,15 @@ class Vicinity(Listener):
         return self._leases.lease(token.where.decode()) is token.lease
 
     def include(self, prefix: Callable[[], str]) -> None:
-        """Keys that begin so are kept too. What is kept already is read anew: the servers must be told."""
-        if self._leases is not None and not self._leases.closed:
-            self._leases.include(prefix())
+        """Keys that begin so are kept too, once the servers have been told. From any thread, and without a loop; `track` must
+        know of it before."""
+        with self._tracking:
+            if self._leases is not None and not self._leases.closed:
+                self._leases.include(prefix())
+
+    def forget(self) -> None:
+        """A forked child: whoever held the lock may not be in it."""
+        self._tracking = threading.Lock()
 
     def written(self, where: Key) -> None:
         """We write, delete or touch it: to be called before it is sent, and again when it is answered, whatever the answer."""
