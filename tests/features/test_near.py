@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -337,19 +338,70 @@ def test_both_bounds_hold() -> None:
     assert near.lookup("big") is MISSING
 
 
-def test_what_an_entry_costs_is_what_is_counted() -> None:
-    """Within a quarter, for texts of 100 bytes."""
-    import tracemalloc
-
+@pytest.mark.parametrize("what", ["text", "long keys", "tags", "tuple", "struct", "not ascii", "tenants"])
+def test_what_an_entry_costs_is_what_is_counted(what: str) -> None:
+    """Within a quarter, whatever of it is large."""
     near = alone(bytes.decode, max_entries=100_000, max_bytes=1 << 30)
+    count = 2_000
+
+    def entry(number: int) -> None:
+        key: Any = f"user-{number}"
+        value: Any = f"{number:0100}"
+        tags: list[Key] = []
+        if what == "long keys":
+            key += "q" * 20_000
+        elif what == "tenants":
+            key = (f"tenant={number:040}", key)
+        elif what == "tags":
+            tags = [where(f"{number}-{tag}") for tag in range(48)]
+        elif what == "tuple":
+            value = tuple(number * 1000 + index for index in range(1000, 1100))
+        elif what == "struct":
+            value = Frozen(value, tuple(Frozen(f"{number}-{index}") for index in range(20)))
+        elif what == "not ascii":
+            value = f"{number}" + "ä" * 500 + "\u20ac" * 500
+        payload = msgspec.msgpack.encode(value)
+        tokens = near.expect(where(f"{number}"), where("version"), *tags)
+        near.keep(tokens, [payload], key, payload, value, FOR_EVER)
+
+    entry(-1)
+    counted = near.stats.bytes
     tracemalloc.start()
-    for number in range(20_000):
-        payload = b"%0100d" % number
-        keep(near, f"user-{number}", payload, payload.decode())
+    for number in range(count):
+        entry(number)
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    print(f"{used / 20_000:.0f} bytes an entry, counted {near.stats.bytes / 20_000:.0f}, overhead {OVERHEAD}")
-    assert 0.75 < used / near.stats.bytes < 1.25
+    counted = near.stats.bytes - counted
+    print(f"{what}: {used / count:.0f} bytes an entry, counted {counted / count:.0f}, overhead {OVERHEAD}")
+    assert 0.75 < used / counted < 1.25
+
+
+def test_self_check_goes_on_after_a_loop_that_is_gone() -> None:
+    """What it was comparing then is nobody's; it compares again."""
+    reads: list[Key] = []
+
+    async def read(key: Key) -> bytes | None:
+        reads.append(key)
+        await asyncio.sleep(3600 if asyncio.get_running_loop() is first else 0)
+        return b"1"
+
+    near: Near[Any] = Near(
+        Vicinity(lambda _: Held(), read, bound=1.0), bytes.decode, max_entries=10, max_bytes=1 << 20, check_every=1
+    )
+
+    async def use() -> None:
+        keep(near, "k", b"1", "1")
+        for _ in range(20):
+            near.lookup("k")
+            await asyncio.sleep(0)
+
+    first = asyncio.new_event_loop()
+    first.run_until_complete(use())
+    first.close()
+    assert len(reads) == 8
+    asyncio.run(use())
+    assert len(reads) > 8
+    assert near.stats.checks > 0
 
 
 def test_what_rests_on_a_token_that_was_replaced_is_a_miss() -> None:

@@ -8,6 +8,7 @@ read runs out within the bound, and everything is a miss.
 """
 
 import asyncio
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
@@ -25,6 +26,11 @@ from .sieve import Entry, Sieve
 T = TypeVar("T")
 OVERHEAD = 400
 """Bytes that a kept value costs beside its payload and its shared key, measured (tests/features/test_near.py)."""
+PER_VERSION = 330
+"""Bytes of a tag's version that an entry counts under, measured as well. Of one that many share, somewhat too much."""
+_HEAD = 49
+"""Bytes of an empty text; that of a value, and a key of some letters, are in OVERHEAD."""
+_SHORT_KEY = 64
 CHECK_EVERY = 1000
 """One near hit of so many is compared with the store."""
 _ATOMS = frozenset((str, bytes, int, float, bool, type(None)))
@@ -44,6 +50,20 @@ def immutable(value: object) -> bool:
         if config.frozen and not hasattr(value, "__dict__"):
             return all(immutable(getattr(value, field)) for field in value.__struct_fields__)
     return False
+
+
+def weight(value: object) -> int:
+    """Bytes of an immutable value with all that it is made of."""
+    size = sys.getsizeof(value)
+    if type(value) is tuple:
+        return size + sum(map(weight, cast(tuple[object, ...], value)))
+    if isinstance(value, msgspec.Struct):
+        return size + sum(weight(getattr(value, field)) for field in value.__struct_fields__)
+    return size
+
+
+_abandoned: list[Any] = []
+"""Tasks of a loop that is gone: their destructors would complain about it."""
 
 
 class Leases(Protocol):
@@ -249,10 +269,14 @@ class Near(Generic[T]):
         until when it may be served, and (default: as long) until when `last` may, with the store away."""
         if not tokens or not all(map(self._vicinity.holds, tokens)):
             return False
-        where = tokens[0].where
-        kept = _Kept(key, OVERHEAD + len(payload) + len(where), self, tokens, hash(tuple(stored)))
+        where, size, shared = tokens[0].where, len(payload), immutable(value)
+        if shared:
+            size = max(size, weight(value) - _HEAD)
+        # The first version is the whole cache's.
+        size += OVERHEAD + len(where) + max(weight(key) - _SHORT_KEY, 0) + PER_VERSION * max(len(tokens) - 2, 0)
+        kept = _Kept(key, size, self, tokens, hash(tuple(stored)))
         kept.until, kept.ends = until, until if ends is None else ends
-        if immutable(value):
+        if shared:
             kept.value = value
         else:
             kept.payload = payload
@@ -291,8 +315,12 @@ class Near(Generic[T]):
     # the self-check
     def _check(self, kept: _Kept) -> None:
         self._until_check = self._check_every
+        loop = asyncio.get_running_loop()
+        if self._checking and next(iter(self._checking)).get_loop() is not loop:
+            _abandoned.extend(self._checking)  # that loop ended without ending them
+            self._checking.clear()
         if len(self._checking) < 8:
-            task = asyncio.get_running_loop().create_task(self._compare(kept), name="observatory near check")
+            task = loop.create_task(self._compare(kept), name="observatory near check")
             self._checking.add(task)
             task.add_done_callback(self._checking.discard)
 
