@@ -8,13 +8,10 @@ read runs out within the bound, and everything is a miss.
 """
 
 import asyncio
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
-
-import msgspec
 
 from ...clock import monotonic
 from ...errors import ObservatoryError
@@ -22,44 +19,13 @@ from ...keys import Key
 from ...store.tracker import Lease, Listener
 from .codec import MISSING
 from .sieve import Entry, Sieve
+from .weight import cost, immutable
 
 T = TypeVar("T")
-OVERHEAD = 400
-"""Bytes that a kept value costs beside its payload and its shared key, measured (tests/features/test_near.py)."""
-PER_VERSION = 330
-"""Bytes of a tag's version that an entry counts under, measured as well. Of one that many share, somewhat too much."""
-_HEAD = 49
-"""Bytes of an empty text; that of a value, and a key of some letters, are in OVERHEAD."""
-_SHORT_KEY = 64
 CHECK_EVERY = 1000
 """One near hit of so many is compared with the store."""
-_ATOMS = frozenset((str, bytes, int, float, bool, type(None)))
 _SLACK = 0.25
 """Seconds on top of the bound before an entry that differs counts as a mismatch: this loop may be behind."""
-
-
-def immutable(value: object) -> bool:
-    """One object may be handed to every caller. Only what is known to be so; of tuples and frozen Structs, all parts."""
-    kind = type(value)
-    if kind in _ATOMS:
-        return True
-    if kind is tuple:
-        return all(map(immutable, cast(tuple[object, ...], value)))
-    if isinstance(value, msgspec.Struct):
-        config = value.__struct_config__
-        if config.frozen and not hasattr(value, "__dict__"):
-            return all(immutable(getattr(value, field)) for field in value.__struct_fields__)
-    return False
-
-
-def weight(value: object) -> int:
-    """Bytes of an immutable value with all that it is made of."""
-    size = sys.getsizeof(value)
-    if type(value) is tuple:
-        return size + sum(map(weight, cast(tuple[object, ...], value)))
-    if isinstance(value, msgspec.Struct):
-        return size + sum(weight(getattr(value, field)) for field in value.__struct_fields__)
-    return size
 
 
 _abandoned: list[Any] = []
@@ -269,11 +235,8 @@ class Near(Generic[T]):
         until when it may be served, and (default: as long) until when `last` may, with the store away."""
         if not tokens or not all(map(self._vicinity.holds, tokens)):
             return False
-        where, size, shared = tokens[0].where, len(payload), immutable(value)
-        if shared:
-            size = max(size, weight(value) - _HEAD)
-        # The first version is the whole cache's.
-        size += OVERHEAD + len(where) + max(weight(key) - _SHORT_KEY, 0) + PER_VERSION * max(len(tokens) - 2, 0)
+        where, shared = tokens[0].where, immutable(value)
+        size = cost(key, where, payload, value if shared else None, len(tokens) - 1)
         kept = _Kept(key, size, self, tokens, hash(tuple(stored)))
         kept.until, kept.ends = until, until if ends is None else ends
         if shared:
