@@ -4,10 +4,12 @@ import ssl
 from collections.abc import Iterator
 
 import pytest
+import redis.asyncio as redis
 import redis.exceptions as driver
 
 from observatory.errors import ConfigurationError, ObservatoryError, StoreError, StoreMisconfigured, StoreUnavailable
 from observatory.store.faults import ServerError, from_driver, from_server
+from tests.servers import Server
 
 
 def _all(kind: type[BaseException]) -> Iterator[type[BaseException]]:
@@ -50,6 +52,7 @@ def test_driver_errors_find_the_right_home(error: Exception, home: type[Observat
         *((f"{code} x", StoreUnavailable) for code in ("OOM", "LOADING", "BUSY", "READONLY", "MISCONF", "CLUSTERDOWN")),
         *((f"{code} x", StoreMisconfigured) for code in ("NOAUTH", "NOPERM", "WRONGPASS", "MOVED", "CROSSSLOT", "NOPROTO")),
         ("ERR unknown command 'X'", StoreMisconfigured),
+        ("ERR ACL failure in script: User x has no permissions to run the 'set' command", StoreMisconfigured),
         ("ERR anything else", StoreError),
         ("WRONGTYPE x", StoreError),
     ],
