@@ -11,8 +11,8 @@ AWAY = frozenset(
 )
 """Refusals that end by themselves: the server is up, but cannot take this now. Nothing was executed."""
 
-_DENIED_WITHIN = "ACL failure in script"
-"""How a refusal of what a script does begins, behind whatever code."""
+_DENIED_WITHIN = ("ERR ACL failure in script", "ERR The user executing the script can't ")
+"""How a refusal of what a script does begins: of Valkey and newer Redis; of Redis 7.0."""
 _REMEDY = {
     "NOAUTH": "Set OBSERVATORY_REDIS_PASSWORD, or put user and password into the URL",
     "WRONGPASS": "Check OBSERVATORY_REDIS_PASSWORD and the user in the URL",
@@ -38,7 +38,7 @@ def from_server(error: ServerError) -> ObservatoryError:
     text = str(error)[:300]
     if error.code in AWAY:
         return StoreUnavailable(f"the store cannot take this now: {text}")
-    code = "NOPERM" if _DENIED_WITHIN in text else error.code
+    code = "NOPERM" if text.startswith(_DENIED_WITHIN) else error.code
     if code in _REMEDY:
         return StoreMisconfigured(f"the store refuses us: {text}", remedy=_REMEDY[code])
     if "unknown command" in text:

@@ -199,6 +199,18 @@ async def test_add_sees_what_the_door_wrote(obs: Observatory) -> None:
         assert await found(door, "k") == {"number": 2}
 
 
+async def test_add_replaces_what_has_ended_at_the_door(obs: Observatory, opening: Open) -> None:
+    """An entry that is stale there is no value for `add`, and it does not stand in its way."""
+    cache, far = obs.cache(str, name="c"), (await opening()).cache(Any, name="c", stale_for=60)
+    await far.set("k", "door", ttl=0.05)
+    async with asyncio.timeout(10):
+        while await far.get("k") is not None:
+            await asyncio.sleep(0.01)
+    assert (await cache._room.flights.look(cache._room.place("k"))).beside, "it is there still"
+    assert await cache.add("k", "python")
+    assert (await cache.get("k"), await far.get("k", "miss")) == ("python", "miss")
+
+
 async def test_a_cache_of_anything_is_the_untyped_one(obs: Observatory) -> None:
     """`obs.cache(Any)` and the doors have the same entries."""
     cache: Cache[Any] = obs.cache(Any, name="c")

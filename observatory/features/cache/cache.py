@@ -7,9 +7,9 @@ from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
 from ...errors import CacheError, StoreError, StoreMisconfigured
 from ...keys import Key
 from .arguments import key_of
+from .checks import milliseconds, pairs_in, several_keys
 from .codec import MISSING
 from .counts import CacheStats
-from .checks import milliseconds, pairs_in, several_keys
 from .entries import OWN, Entries
 from .lease import release
 from .plugins import told
