@@ -1,11 +1,14 @@
 """What a cache is told: refused by the name of the argument, with what to write instead, before anything is sent."""
 
+import signal
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from observatory import InvalidArgument, Observatory
+from tests.servers import Server
 
 
 async def one() -> str:
@@ -94,8 +97,24 @@ async def test_what_is_right_is_taken(obs: Observatory) -> None:
 async def test_very_many_keys_are_no_outage(obs: Observatory) -> None:
     """A healthy store answers for all of them, however many are asked for in one call."""
     cache = obs.cache(int, name="many", near=False)
-    many = {f"key {number}": number for number in range(30_000)}
+    many = {f"key {number}": number for number in range(20_000)}
     await cache.set_many(many)
     assert await cache.get_many(many) == many
     seen = await cache.stats(fleet=False)
-    assert (seen.hits, seen.misses, seen.errors) == (30_000, 0, 0)
+    assert (seen.hits, seen.misses, seen.errors) == (20_000, 0, 0)
+
+
+async def test_very_many_keys_wait_for_an_outage_once(own_server: Server, namespace: str) -> None:
+    """A store that stands still is not asked again for each some hundred of them."""
+    async with Observatory("test", redis_url=own_server.url, namespace=namespace) as obs:
+        cache = obs.cache(int, near=False)
+        await cache.set("key 1", 1)
+        own_server.signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            assert await cache.get_many(f"key {number}" for number in range(20_000)) == {}
+            assert time.monotonic() - began < 20 * obs.settings.redis.max_wait, "not once for each of 79 parts"
+        finally:
+            own_server.signal(signal.SIGCONT)
+        seen = await cache.stats(fleet=False)
+        assert (seen.misses, seen.errors) == (20_000, 20_000)

@@ -201,7 +201,8 @@ async def test_add_sees_what_the_door_wrote(obs: Observatory) -> None:
 
 async def test_add_replaces_what_has_ended_at_the_door(obs: Observatory, opening: Open) -> None:
     """An entry that is stale there is no value for `add`, and it does not stand in its way."""
-    cache, far = obs.cache(str, name="c"), (await opening()).cache(Any, name="c", stale_for=60)
+    cache = obs.cache(str, name="c")
+    far: Cache[Any] = (await opening()).cache(Any, name="c", stale_for=60)
     await far.set("k", "door", ttl=0.05)
     async with asyncio.timeout(10):
         while await far.get("k") is not None:

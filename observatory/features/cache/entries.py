@@ -23,6 +23,7 @@ D = TypeVar("D")
 OWN: Any = SENTINEL
 """ttl=OWN: the cache's own. aiocache's word for it, since its decorators say it too."""
 _MOST_TRIES = 100
+_AWAY = Look(None, b"", None, away=True)
 _AT_ONCE = 256
 """Keys that one call asks for at a time: so many answers come within redis.max_wait."""
 
@@ -123,19 +124,27 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         return room.near.lookup(near_key(key, room.scope()) if room.by else key)
 
     async def _get(self, key: str) -> Any:
-        counts = self._room.counts
         place = self._known(key)
-        if place is None:
-            counts.miss()
-            return MISSING
-        look = await self._room.flights.look(place)
+        return self._taken(place, await self._look(place))
+
+    async def _look(self, place: Place | None, away: bool = False) -> Look:
+        """away: the store has just not answered, and is not asked again."""
+        if place is not None and not away:
+            return await self._room.flights.look(place)
+        if place is not None:
+            self._room.counts.error()
+        return _AWAY
+
+    def _taken(self, place: Place | None, look: Look) -> Any:
+        """The value of what was found, counted and kept near."""
+        counts = self._room.counts
         value = self._value(look)
-        if value is not MISSING and look.entry is not None:
+        if place is not None and look.entry is not None and value is not MISSING:
             counts.hit("shared")
             payload = self._room.codec.plain(look.entry.payload, look.entry.flags)
             self._room.shelf.keep(place, look, value, payload, self._now_us(), self._own_stale_ms)
             return value
-        value = self._room.flights.last(place, look, self._own_terms)
+        value = MISSING if place is None else self._room.flights.last(place, look, self._own_terms)
         if value is MISSING:
             counts.miss()
         return value
@@ -164,12 +173,16 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         return self._room.flights.now_us()
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, T]:
-        """Hits only, so that None can be a value."""
+        """Hits only, so that None can be a value. Some hundreds of keys are asked for at a time."""
         wanted = tuple(dict.fromkeys(several_keys(keys)))
         found = {key: value for key in wanted if (value := self._nearby(key)) is not MISSING}
         others = [key for key in wanted if key not in found]
+        away = False
         for some in batched(others):
-            found.update(zip(some, await asyncio.gather(*map(self._get, some)), strict=True))
+            places = [self._known(key) for key in some]
+            looks = await asyncio.gather(*(self._look(place, away) for place in places))
+            away = all(look.away for look in looks)
+            found.update(zip(some, map(self._taken, places, looks), strict=True))
         return {key: found[key] for key in wanted if found[key] is not MISSING}
 
     @told
