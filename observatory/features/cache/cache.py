@@ -7,9 +7,10 @@ from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
 from ...errors import CacheError, StoreError, StoreMisconfigured
 from ...keys import Key
 from .arguments import key_of
+from .checks import milliseconds, pairs_in, several_keys
 from .codec import MISSING
 from .counts import CacheStats
-from .entries import OWN, Entries, milliseconds
+from .entries import OWN, Entries
 from .lease import release
 from .plugins import told
 
@@ -107,14 +108,14 @@ class Cache(Entries[T]):
     @told
     async def multi_get(self, keys: Iterable[str]) -> list[T | None]:
         """The values in the order of their keys, None for a miss."""
-        wanted = list(keys)
+        wanted = several_keys(keys)
         found = await self.get_many(wanted)
         return [found.get(key) for key in wanted]
 
     @told
     async def multi_set(self, pairs: Iterable[tuple[str, T]], ttl: float = OWN) -> bool:
         """As `set_many`."""
-        await self.set_many(dict(pairs), ttl)
+        await self.set_many(pairs_in(pairs), ttl)
         return True
 
     async def close(self) -> bool:

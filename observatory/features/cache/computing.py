@@ -179,7 +179,7 @@ class Computing(Generic[T]):
         if not flight.late:
             return True
         look = await self._look(place)
-        return look.away or (look.entry is not None and stored.startswith(look.head))
+        return look.away or (look.entry is not None and not look.beside and stored.startswith(look.head))
 
     async def _versions(self, place: Place, terms: Terms, look: Look) -> Any:
         """Those under which the value will count: read before it is computed. None: they cannot be read."""
