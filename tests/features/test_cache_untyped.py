@@ -11,6 +11,7 @@ import pytest
 from observatory import Cache, CacheMiss, InvalidArgument, NotEncodable, Observatory, StoreUnavailable
 from observatory.features.cache import UntypedCache
 from observatory.features.cache.generations import UNTYPED
+from observatory.settings import Settings
 from tests.conftest import Open
 from tests.servers import Server
 from tests.topologies import Cluster
@@ -312,7 +313,8 @@ async def test_dimensions_are_a_place_of_their_own(obs: Observatory) -> None:
 
 async def test_near_values_end_when_the_door_writes(opening: Open) -> None:
     """Within the bound; and what the door wrote is never kept near, so the next of its writes is seen at once."""
-    one, two = await opening(), await opening()
+    patient = Settings().replace(redis_max_wait=5.0)
+    one, two = await opening(settings=patient), await opening(settings=patient)
     cache = one.cache(Other, name="near", near=True)
 
     async def seen_near() -> bool:
