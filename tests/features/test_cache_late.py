@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from observatory import Cache, CacheError, Observatory, StoreUnavailable
+from observatory import Cache, CacheError, InvalidArgument, Observatory, StoreUnavailable
 from observatory.features.cache.lease import LEASE, held
 from observatory.settings import Settings
 from tests.servers import Server, environment
@@ -207,3 +207,17 @@ async def test_what_is_computed_alone_holds_nothing(pair: Pair, own_server: Serv
     assert await cache.get_or_compute("outer", outer) == 1
     assert tokens[0]
     assert not tokens[1]
+
+
+async def test_what_cannot_be_awaited_is_refused(pair: Pair) -> None:
+    """Before, where it can be seen; else when it is called, and nothing is left behind."""
+    cache, wrong = pair[0], [5, None, "compute"]
+    for one in wrong:
+        with pytest.raises(InvalidArgument, match="async function"):
+            await cache.get_or_compute("k", one)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="async function"):
+            cache.cached(key="k")(one)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="async function"):
+        await cache.get_or_compute("sync", lambda: 1)  # type: ignore[arg-type, return-value]
+    await cache.delete("sync")
+    assert await cache.get_or_compute("sync", World().now) == 1

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
 from ...errors import CacheError, StoreError, StoreMisconfigured
 from ...keys import Key
 from .arguments import key_of
-from .checks import milliseconds, pairs_in, several_keys
+from .checks import asynchronous, milliseconds, pairs_in, several_keys
 from .codec import MISSING
 from .counts import CacheStats
 from .entries import OWN, Entries
@@ -46,6 +46,7 @@ class Cache(Entries[T]):
         value: T = self._nearby(key)
         if value is not MISSING:
             return value
+        asynchronous(compute, "compute")
         terms = self._terms(ttl, stale_for, tags, fail_for)
         self._room.checked(key)
         try:
@@ -84,7 +85,7 @@ class Cache(Entries[T]):
         labels = self._terms(ttl, stale_for, tags, fail_for).tags
 
         def decorate(inner: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-            made = key_of(inner, key)
+            made = key_of(asynchronous(inner, "what is cached"), key)
 
             @wraps(inner)
             async def call(*args: Any, **kwargs: Any) -> T:

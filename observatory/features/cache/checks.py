@@ -1,7 +1,7 @@
 """What a cache is told, checked: each argument by its name, before anything is sent."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ... import units
 from ...errors import InvalidArgument
@@ -27,6 +27,16 @@ def at_least_1(value: Any, what: str) -> int:
             f"{what} must be a whole number of at least 1, got {units.shown(value)}", remedy="near=False keeps none"
         )
     return value
+
+
+F = TypeVar("F")
+
+
+def asynchronous(function: F, what: str) -> F:
+    """As far as can be said before it is called."""
+    if not callable(function):
+        raise InvalidArgument(f"{what} must be an async function, got {units.shown(function, 60)}")
+    return function
 
 
 def threshold(value: Any) -> int | None:

@@ -8,10 +8,12 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from inspect import isawaitable
 from typing import Any, Generic, TypeVar
 
+from ... import units
 from ...clock import monotonic
-from ...errors import NotOpen, StoreError, StoreMisconfigured
+from ...errors import InvalidArgument, NotOpen, StoreError, StoreMisconfigured
 from ...store.store import Store
 from ...store.watch import Watch
 from .codec import Codec
@@ -119,7 +121,10 @@ class Computing(Generic[T]):
         computing.set(computing.get() | {flight})
         held.set(token)
         flight.computing = True
-        return await compute()
+        made = compute()
+        if not isawaitable(made):
+            raise InvalidArgument(f"compute must be an async function, got one that returns {units.shown(made, 60)}")
+        return await made
 
     async def alone(self, flight: Flight, compute: Callable[[], Awaitable[T]]) -> Landed:
         """Nobody can be asked and nothing kept."""
