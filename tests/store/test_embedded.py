@@ -160,7 +160,7 @@ def test_removed_directory_is_made_again(tmp_path: Path) -> None:
     os.kill(old, signal.SIGSTOP)
     shutil.rmtree(directory)
     assert answers(first.ensure())
-    wait_until(lambda: len(servers_of(directory)) == 2, "the old server and its keeper have ended", timeout=5)
+    wait_until(lambda: len(servers_of(directory)) == 2, "the old server and its keeper have ended", timeout=30)
     assert answers(second.ensure())
     for one in (first, second):
         one.release()
