@@ -174,3 +174,13 @@ async def opening_any(any_server: Server, namespace: str) -> AsyncIterator[Open]
 async def obs(opening: Open) -> Observatory:
     """An open client on the shared Valkey."""
     return await opening()
+
+
+@pytest.fixture(params=["valkey", "redis", "cluster"])
+def place(request: pytest.FixtureRequest) -> str:
+    """The URL of every kind of store, one after the other."""
+    if request.param == "cluster":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        return cluster.url
+    server: Server = request.getfixturevalue("servers")(request.param)
+    return server.url

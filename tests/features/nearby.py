@@ -8,7 +8,7 @@ import asyncio
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ from observatory.features.cache.codec import MISSING
 from observatory.features.cache.near import Near, Vicinity
 from observatory.keys import Key
 from observatory.store.store import Store
+from observatory.store.tracker import Lease
 from observatory.store.tracking import Tracking
 from tests.store.load import store_at
 
@@ -93,6 +94,36 @@ async def gone(client: Client, key: str, within: float) -> float:
                 return last - began
             last = asked_at
             await asyncio.sleep(0.001)
+
+
+class Held:
+    """A primary that never changes."""
+
+    closed = False
+
+    def include(self, prefix: str) -> None: ...
+
+    def __init__(self) -> None:
+        self.one = Lease(FOR_EVER)
+
+    def lease(self, key: str) -> Lease:
+        return self.one
+
+
+def alone(decode: Callable[[bytes], Any], **more: Any) -> Near[Any]:
+    async def nothing(_: Key) -> bytes | None:
+        return None
+
+    return Near(Vicinity(lambda _: Held(), nothing, bound=1.0), decode, **{"max_entries": 100, "max_bytes": 1 << 20, **more})
+
+
+@contextmanager
+def closing(*clients: Client) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for client in clients:
+            client.store.close()
 
 
 class Judge:

@@ -2,139 +2,17 @@
 
 import asyncio
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from observatory import Cache, CacheComputationFailed, CacheError, InvalidArgument, Observatory
+from observatory import Cache, CacheComputationFailed, InvalidArgument, Observatory
 from observatory.features.cache import lease
 from tests.conftest import Open
-from tests.servers import ROOT, Server, environment, wait_until
-from tests.topologies import Cluster
-
-PROGRAM = """
-import asyncio, os, sys, time
-from observatory import Observatory
-
-LOG, PAUSE = sys.argv[1], float(sys.argv[2])
-INTERVAL = 0.05
-
-async def one(cache, key, at):
-    async def compute():
-        with open(LOG, "a") as log:
-            log.write(f"{os.getpid()} {key}\\n")
-        await asyncio.sleep(PAUSE)
-        return f"{key} of {os.getpid()}, {time.monotonic()}"
-
-    await asyncio.sleep(at - time.monotonic())
-    found = set(await asyncio.gather(*(cache.get_or_compute(key, compute) for _ in range(20))))
-    return f"{key}: {' or '.join(found)}"
-
-async def main():
-    async with Observatory("test") as obs:
-        cache = obs.cache(str, name="fleet")
-        print("ready", flush=True)
-        at = float(sys.stdin.readline())
-        tasks = [one(cache, key, at + number * INTERVAL) for number, key in enumerate(sys.argv[3:])]
-        print(*await asyncio.gather(*tasks), sep="\\n", flush=True)
-
-asyncio.run(main())
-"""
-
-
-class Fleet:
-    """Processes that wait for a word, and then ask for the same keys at the same moments, 20 tasks in each."""
-
-    def __init__(self, url: str, namespace: str, log: Path, pause: float, *keys: str, size: int = 4) -> None:
-        self.log = log
-        log.touch()
-        # Patient with a busy machine: who gives the store up computes for himself.
-        env = environment(
-            OBSERVATORY_REDIS_URL=url, OBSERVATORY_NAMESPACE=namespace, OBSERVATORY_REDIS_MAX_WAIT="5", PYTHONPATH=str(ROOT)
-        )
-        self.members = [
-            subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(log), str(pause), *keys],
-                env=env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(size)
-        ]
-        for member in self.members:
-            assert member.stdout is not None
-            assert member.stdout.readline() == "ready\n"
-
-    def start(self) -> None:
-        at = time.monotonic() + 0.1
-        for member in self.members:
-            assert member.stdin is not None
-            member.stdin.write(f"{at}\n")
-            member.stdin.flush()
-
-    def computed_by(self) -> list[int]:
-        return [int(line.split()[0]) for line in self.log.read_text().splitlines()]
-
-    def computed(self) -> list[str]:
-        return [line.split()[1] for line in self.log.read_text().splitlines()]
-
-
-@pytest.fixture(params=["valkey", "redis", "cluster"])
-def place(request: pytest.FixtureRequest) -> str:
-    """Where the fleet meets."""
-    if request.param == "cluster":
-        cluster = request.getfixturevalue("cluster")
-        assert isinstance(cluster, Cluster)
-        return cluster.url
-    server: Server = request.getfixturevalue("servers")(request.param)
-    return server.url
-
-
-def test_one_computation_for_four_processes_and_eighty_tasks(place: str, namespace: str, tmp_path: Path) -> None:
-    """Of each of a hundred keys; all eighty get the same value (the peers compute up to 61 times, limiters.md R9)."""
-    keys = [f"k{number}" for number in range(100)]
-    fleet = Fleet(place, namespace, tmp_path / "log", 0.1, *keys)
-    fleet.start()
-    outs = [member.communicate(timeout=60)[0] for member in fleet.members]
-    assert sorted(fleet.computed()) == sorted(keys)
-    assert len(set(fleet.computed_by())) > 1, "they were there at the same moment"
-    assert outs == [outs[0]] * 4
-    assert [line.split(" of ")[0] for line in outs[0].splitlines()] == [f"{key}: {key}" for key in keys]
-
-
-def test_a_killed_holder_is_replaced_within_its_lease(server: Server, namespace: str, tmp_path: Path) -> None:
-    """SIGKILL in the middle of the computation: one more is made, by one of the others."""
-    fleet = Fleet(server.url, namespace, tmp_path / "log", 1.0, "k")
-    fleet.start()
-    wait_until(fleet.computed_by, "somebody computes")
-    killed = fleet.computed_by()[0]
-    began = time.monotonic()
-    for member in fleet.members:
-        if member.pid == killed:
-            member.kill()
-    for member in fleet.members:
-        out, _ = member.communicate(timeout=60)
-        assert member.pid == killed or out.startswith("k: k of ")
-    assert time.monotonic() - began < lease.LEASE + 1.0 + 2.0
-    assert len(fleet.computed_by()) == 2
-
-
-def counting(value: Any, pause: float = 0.0, calls: list[int] | None = None) -> Callable[[], Awaitable[Any]]:
-    """A computation, and a list that grows with each."""
-
-    async def compute() -> Any:
-        if calls is not None:
-            calls.append(1)
-        await asyncio.sleep(pause)
-        return value
-
-    return compute
+from tests.features.caching import counting
+from tests.servers import Server
 
 
 async def test_tasks_of_a_process_share_a_computation(obs: Observatory) -> None:
@@ -403,18 +281,6 @@ async def test_a_slow_store_is_an_absent_one(opening: Open, own_server: Server) 
         assert time.monotonic() - began < 0.25 * 2 + 0.2
     finally:
         own_server.signal(signal.SIGCONT)
-
-
-async def test_a_computation_that_waits_for_itself_is_told_so(obs: Observatory) -> None:
-    """Instead of for ever."""
-    cache = obs.cache(str)
-
-    async def compute() -> str:
-        return await cache.get_or_compute("k", compute)
-
-    with pytest.raises(CacheError, match="waits for itself"):
-        await cache.get_or_compute("k", compute)
-    assert await cache.get_or_compute("other", counting("v")) == "v"
 
 
 async def test_closing_gives_leases_back(opening: Open, server: Server, namespace: str) -> None:

@@ -189,6 +189,7 @@ async def test_a_computation_that_waits_for_itself_is_told(pair: Pair, own_serve
         own_server.stop()
     with pytest.raises(CacheError, match="waits for itself"):
         await asyncio.wait_for(ask(), 10)
+    assert await cache.get_or_compute("other", World().now) == 1
 
 
 async def test_what_is_computed_alone_holds_nothing(pair: Pair, own_server: Server) -> None:

@@ -12,9 +12,6 @@ import pytest
 
 from observatory import Cache, Observatory
 from observatory.settings import Settings
-from tests.features.test_cache_tags import fleet
-
-__all__ = ["fleet"]
 
 KEYS = "abcd"
 TAGS = "xyz"

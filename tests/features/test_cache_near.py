@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from observatory import Cache, ConfigurationError, InvalidArgument, Observatory, StoreUnavailable
+from observatory import ConfigurationError, InvalidArgument, Observatory, StoreUnavailable
 from observatory.features.cache.versions import digest_of
 from observatory.names import CACHE_NEAR_ENTRIES, Metric
 from observatory.settings import Settings
 from tests.conftest import Open
-from tests.features.test_cache_tags import fleet  # noqa: F401 (a fixture)
+from tests.features.caching import heard, until, warm
 from tests.servers import Server
 
 Fleet = tuple[Observatory, Observatory]
@@ -22,33 +22,7 @@ SLOW = Settings().replace(cache_near_bound=30.0)
 """What comes before the bound came by a notice."""
 
 
-async def until(true: Callable[[], Awaitable[bool]], what: str, within: float = 5.0) -> None:
-    async with asyncio.timeout(within):
-        while not await true():
-            await asyncio.sleep(0.005)
-
-
-async def warm(cache: Cache[Any], *keys: str) -> None:
-    """They are kept near when it returns."""
-
-    async def near() -> bool:
-        found = await cache.get_many(keys)
-        assert len(found) == len(keys)
-        before = (await cache.stats(fleet=False)).near_hits
-        await cache.get_many(keys)
-        return (await cache.stats(fleet=False)).near_hits == before + len(keys)
-
-    await until(near, "near")
-
-
-async def heard(cache: Cache[Any], key: str, value: Any) -> None:
-    async def is_it() -> bool:
-        return bool(await cache.get(key) == value)
-
-    await until(is_it, f"{key} is {value}")
-
-
-async def test_a_near_hit_asks_nobody(fleet: Fleet) -> None:  # noqa: F811
+async def test_a_near_hit_asks_nobody(fleet: Fleet) -> None:
     """And a write, delete, tag or clear of any process ends it, by a notice and not by the bound."""
     far = fleet[1].cache(str, name="c")
     async with Observatory(

@@ -17,8 +17,8 @@ from observatory.clock import monotonic
 from observatory.features.cache.versions import digest_of
 from observatory.settings import Settings
 from observatory.store.cluster import slot_of_key
+from tests.features.caching import heard, until, warm
 from tests.features.nearby import Judge
-from tests.features.test_cache_near import heard, until, warm
 from tests.proxy import proxy
 from tests.servers import Server
 from tests.store.test_cluster import move

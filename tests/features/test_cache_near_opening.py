@@ -6,7 +6,7 @@ from typing import Any
 from observatory import Cache, Observatory
 from observatory.features.cache.near import Near
 from observatory.settings import Settings
-from tests.features.test_cache_near import heard, warm
+from tests.features.caching import heard, warm
 from tests.servers import Server
 
 SLOW = Settings().replace(cache_near_bound=30.0)

@@ -10,9 +10,6 @@ import pytest
 
 from observatory import NotEncodable, Observatory
 from observatory.features.cache.shape import fingerprint
-from tests.features.test_cache_tags import fleet
-
-__all__ = ["fleet"]
 
 T = TypeVar("T")
 

@@ -11,9 +11,6 @@ import pytest
 from observatory import Cache, CacheComputationFailed, NotEncodable, Observatory, ValueTooLarge
 from observatory.features.cache.versions import digest_of
 from observatory.names import CACHE_CORRUPT
-from tests.features.test_cache_tags import fleet
-
-__all__ = ["fleet"]
 
 Fleet = tuple[Observatory, Observatory]
 TYPES: dict[str, tuple[str | int, ...]] = {

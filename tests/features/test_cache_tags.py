@@ -1,33 +1,13 @@
 """Tags, clear, tenants, generations of a class: what counts, for whom, and until when."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 
 from observatory import ConfigurationError, InvalidArgument, Observatory
 from observatory.features.cache.versions import digest_of
-from observatory.settings import Settings
 from tests.conftest import Open
-from tests.topologies import Cluster
-
-FAR = Settings().replace(cache_near="off")
-"""What one process writes the other reads at once."""
-
-
-@pytest.fixture(params=["valkey", "redis", "cluster"])
-async def fleet(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[tuple[Observatory, Observatory]]:
-    """Two clients of one namespace."""
-    if request.param == "cluster":
-        cluster: Cluster = request.getfixturevalue("cluster")
-        url = cluster.url
-    else:
-        url = request.getfixturevalue("servers")(request.param).url
-    first, second = (Observatory("test", redis_url=url, namespace=namespace, settings=FAR) for _ in range(2))
-    async with first, second:
-        yield first, second
-
 
 Fleet = tuple[Observatory, Observatory]
 

@@ -4,9 +4,6 @@ from collections.abc import Awaitable
 
 from observatory import Cache, Observatory
 from observatory.features.cache.versions import digest_of
-from tests.features.test_cache_tags import fleet
-
-__all__ = ["fleet"]
 
 YEAR = 360 * 86_400
 

@@ -1,8 +1,6 @@
 """Who waits for a computation elsewhere: served when it ends, told and not asking; whatever becomes of the notices."""
 
 import asyncio
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from observatory import CacheComputationFailed
 from observatory.features.cache import lease
 from observatory.store import watch
 from tests.conftest import Open
-from tests.features.test_cache_computing import counting, place  # noqa: F401 (a fixture)
-from tests.servers import ROOT, Server, environment, wait_until
+from tests.features.caching import Processes, counting
+from tests.servers import Server, wait_until
 
 PROGRAM = """
 import asyncio, sys, time
@@ -45,37 +43,13 @@ asyncio.run(main())
 """
 
 
-class Fleet:
-    """Processes that ask for one key when they are told to. look_after: seconds without a notice, where it is not the usual."""
+class Fleet(Processes):
+    """They ask for one key when they are told to. look_after: seconds without a notice, where it is not the usual."""
 
     def __init__(
         self, url: str, namespace: str, log: Path, pause: float, tasks: int, *, size: int, look_after: str = ""
     ) -> None:
-        self.log = log
-        log.touch()
-        # On a busy machine a store may be slow: who gave it up would compute for itself, and that is not what is asked here.
-        patient = environment(OBSERVATORY_REDIS_MAX_WAIT="5", PYTHONPATH=str(ROOT))
-        env = {**patient, "OBSERVATORY_REDIS_URL": url, "OBSERVATORY_NAMESPACE": namespace}
-        self.members = [
-            subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(log), str(pause), str(tasks), look_after],
-                env=env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(size)
-        ]
-        for member in self.members:
-            assert member.stdout is not None
-            assert member.stdout.readline() == "ready\n"
-
-    def start(self, *numbers: int) -> None:
-        for number in numbers or range(len(self.members)):
-            stdin = self.members[number].stdin
-            assert stdin is not None
-            stdin.write("go\n")
-            stdin.flush()
+        super().__init__(PROGRAM, pause, tasks, look_after, url=url, namespace=namespace, log=log, size=size)
 
     def served_at(self) -> list[float]:
         """On this machine's clock: when the last task of each had its value."""
@@ -91,7 +65,7 @@ class Fleet:
         return "begins" in self.log.read_text()
 
 
-def test_all_are_served_when_a_long_computation_ends(place: str, namespace: str, tmp_path: Path) -> None:  # noqa: F811
+def test_all_are_served_when_a_long_computation_ends(place: str, namespace: str, tmp_path: Path) -> None:
     """Four processes, and longer than a lease: nobody looks by himself before one would end, so everybody was told."""
     fleet = Fleet(place, namespace, tmp_path / "log", lease.LEASE + 0.1, 25, size=4, look_after="60")
     fleet.start()

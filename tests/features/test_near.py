@@ -16,8 +16,7 @@ from observatory.clock import monotonic
 from observatory.features.cache.codec import MISSING
 from observatory.features.cache.near import Near, Vicinity
 from observatory.keys import Key
-from observatory.store.tracker import Lease
-from tests.features.nearby import BOUND, FOR_EVER, Client, Judge, gone, where
+from tests.features.nearby import BOUND, FOR_EVER, Client, Held, Judge, alone, gone, where
 from tests.proxy import proxy
 from tests.servers import ROOT, Server, environment
 from tests.store.load import store_at
@@ -267,27 +266,6 @@ async def test_self_check_finds_what_is_served_beyond_the_bound(near: Near_, ser
     assert found
     assert one.near.stats.mismatches == len(found)
     assert await one.get("k") == "3"
-
-
-class Held:
-    """A primary that never changes."""
-
-    closed = False
-
-    def include(self, prefix: str) -> None: ...
-
-    def __init__(self) -> None:
-        self.one = Lease(FOR_EVER)
-
-    def lease(self, key: str) -> Lease:
-        return self.one
-
-
-def alone(decode: Callable[[bytes], Any], **more: Any) -> Near[Any]:
-    async def nothing(_: Key) -> bytes | None:
-        return None
-
-    return Near(Vicinity(lambda _: Held(), nothing, bound=1.0), decode, **{"max_entries": 100, "max_bytes": 1 << 20, **more})
 
 
 def keep(near: Near[Any], key: str, payload: bytes, value: Any) -> bool:

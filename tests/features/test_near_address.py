@@ -8,8 +8,7 @@ import pytest
 
 from observatory.errors import StoreUnavailable
 from observatory.store.tracking import Tracking
-from tests.features.nearby import BOUND, PREFIX, Client, gone, where
-from tests.features.test_near_topologies import closing
+from tests.features.nearby import BOUND, PREFIX, Client, closing, gone, where
 from tests.proxy import proxy
 from tests.servers import Server, find
 from tests.store.load import store_at

@@ -1,8 +1,8 @@
 """Near values where primaries change: nothing served is older than the bound, and everything is near again afterwards."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from observatory.store.cluster import Cluster as ClusterMap
 from observatory.store.cluster import slot_of_key
 from observatory.store.node import Patience
 from observatory.store.tracker import SHARING
-from tests.features.nearby import Client, Judge, gone, where
+from tests.features.nearby import Client, Judge, closing, gone, where
 from tests.servers import wait_until
 from tests.store.load import store_at
 from tests.store.test_cluster import move
@@ -25,15 +25,6 @@ BOUND = 0.5
 SWITCH = 2.0 + 8.0
 """Seconds on top where sentinels decide: they are asked every second, and an old primary that is cut off says nothing wrong.
 Two where they answer at once, which on a busy machine they do not."""
-
-
-@contextmanager
-def closing(*clients: Client) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for client in clients:
-            client.store.close()
 
 
 @asynccontextmanager

@@ -8,8 +8,7 @@ import pytest
 
 from observatory.features.cache.weight import OVERHEAD, immutable
 from observatory.keys import Key
-from tests.features.nearby import FOR_EVER, where
-from tests.features.test_near import alone
+from tests.features.nearby import FOR_EVER, alone, where
 
 
 class Frozen(msgspec.Struct, frozen=True):

@@ -15,18 +15,6 @@ from tests.llm.conftest import Connect
 from tests.llm.fleet import Gate, fleet, rest_of, said, until
 from tests.llm.provider import Provider, Said, question
 from tests.servers import Server
-from tests.topologies import Cluster
-
-
-@pytest.fixture(params=["valkey", "redis", "cluster"])
-def place(request: pytest.FixtureRequest) -> str:
-    """Where the fleet meets."""
-    if request.param == "cluster":
-        cluster = request.getfixturevalue("cluster")
-        assert isinstance(cluster, Cluster)
-        return cluster.url
-    server: Server = request.getfixturevalue("servers")(request.param)
-    return server.url
 
 
 @pytest.mark.parametrize("kind", ["stream", "document"])

@@ -59,13 +59,17 @@ class Codec(Generic[T]):
 
     def decode(self, payload: bytes, flags: int) -> T:
         """The value, or MISSING for bytes that are not ours: a miss, never a crash."""
-        try:
-            return self._decoder.decode(self.plain(payload, flags))
-        except Exception:  # a type's own __post_init__ raises what it likes
-            return cast(T, MISSING)
+        return self.opened(payload, flags)[0]
 
-    def plain(self, payload: bytes, flags: int) -> bytes:
-        """A payload as it was before it was compressed. ValueError or zlib.error: it was not."""
+    def opened(self, payload: bytes, flags: int) -> tuple[T, bytes]:
+        """The same, with the bytes as they were before they were compressed."""
+        try:
+            plain = self._plain(payload, flags)
+            return self._decoder.decode(plain), plain
+        except Exception:  # a type's own __post_init__ raises what it likes
+            return cast(T, MISSING), b""
+
+    def _plain(self, payload: bytes, flags: int) -> bytes:
         if not flags & COMPRESSED:
             return payload
         # A few bytes may promise gigabytes.

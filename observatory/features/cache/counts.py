@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -64,6 +64,24 @@ class CacheStats(msgspec.Struct, frozen=True):
     def hit_rate(self) -> float:
         asked = self.hits + self.misses
         return self.hits / asked if asked else 0.0
+
+
+FIELDS: Final[dict[str, tuple[str, str, dict[str, str]]]] = {
+    "hits": (Metric.CACHE_HITS, "total", {}),
+    "misses": (Metric.CACHE_MISSES, "total", {}),
+    "near_hits": (Metric.CACHE_HITS, "total", {"tier": "near"}),
+    "stale": (Metric.CACHE_HITS, "total", {"tier": "stale"}),
+    "coalesced": (CACHE_COALESCED, "total", {}),
+    "computed": (CACHE_COMPUTATIONS, "total", {}),
+    "errors": (CACHE_ERRORS, "total", {}),
+    "corrupt": (CACHE_CORRUPT, "total", {}),
+    "near_entries": (CACHE_NEAR_ENTRIES, "sum", {}),
+    "near_bytes": (CACHE_NEAR_BYTES, "sum", {}),
+    "near_evictions": (CACHE_NEAR_EVICTIONS, "total", {}),
+    "near_checks": (CACHE_NEAR_CHECKS, "total", {}),
+    "near_mismatches": (CACHE_NEAR_MISMATCHES, "total", {}),
+}
+"""Of each field of CacheStats the metric that has it for the fleet, the statistic, and its labels beside the cache."""
 
 
 class Counts:
@@ -144,26 +162,12 @@ class Counts:
     async def everywhere(self) -> CacheStats:
         """Of the fleet, as far as it was flushed."""
 
-        async def total(metric: str, stat: str = "total", **labels: str) -> int:
+        async def number(metric: str, stat: str, labels: dict[str, str]) -> int:
             answer = await self._metrics.query(metric, stat, where={**self._cache, **labels})
             return int(answer.value or 0)
 
-        numbers = await asyncio.gather(
-            total(Metric.CACHE_HITS),
-            total(Metric.CACHE_MISSES),
-            total(Metric.CACHE_HITS, tier="near"),
-            total(Metric.CACHE_HITS, tier="stale"),
-            total(CACHE_COALESCED),
-            total(CACHE_COMPUTATIONS),
-            total(CACHE_ERRORS),
-            total(CACHE_CORRUPT),
-            total(CACHE_NEAR_ENTRIES, "sum"),
-            total(CACHE_NEAR_BYTES, "sum"),
-            total(CACHE_NEAR_EVICTIONS),
-            total(CACHE_NEAR_CHECKS),
-            total(CACHE_NEAR_MISMATCHES),
-        )
-        return CacheStats(*numbers)
+        numbers = await asyncio.gather(*(number(*asked) for asked in FIELDS.values()))
+        return CacheStats(**dict(zip(FIELDS, numbers, strict=True)))
 
     def forget(self) -> None:
         """A forked child has served nothing yet."""

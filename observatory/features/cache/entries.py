@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from aiocache import BaseCache
 from aiocache.base import SENTINEL
@@ -15,7 +15,7 @@ from .entry import BOUNDED, COMPRESSED, pack
 from .flight import Terms
 from .plugins import told
 from .shelf import ABSENT, ANY, Look, Place, near_key
-from .space import Bounds, CacheSpace, Room
+from .space import Bounds, Lender, Room
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -26,13 +26,6 @@ _MOST_TRIES = 100
 _AWAY = Look(None, b"", None, away=True)
 _AT_ONCE = 256
 """Keys that one call asks for at a time: so many answers come within redis.max_wait."""
-
-
-class Lender(Protocol):
-    """An Observatory, as a cache sees it."""
-
-    @property
-    def caches(self) -> CacheSpace: ...
 
 
 def batched(several: Sequence[A]) -> Iterator[Sequence[A]]:
@@ -125,26 +118,29 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
 
     async def _get(self, key: str) -> Any:
         place = self._known(key)
-        return self._taken(place, await self._look(place))
+        return self._taken(place, _AWAY if place is None else await self._room.flights.look(place))
 
-    async def _look(self, place: Place | None, away: bool = False) -> Look:
+    async def _looks(self, places: Sequence[Place | None], *, away: bool) -> list[Look]:
         """away: the store has just not answered, and is not asked again."""
-        if place is not None and not away:
-            return await self._room.flights.look(place)
-        if place is not None:
-            self._room.counts.error()
-        return _AWAY
+        asked = [place for place in places if place is not None]
+        if away:
+            for _ in asked:
+                self._room.counts.error()
+            return [_AWAY] * len(places)
+        found = iter(await asyncio.gather(*map(self._room.flights.look, asked)))
+        return [_AWAY if place is None else next(found) for place in places]
 
     def _taken(self, place: Place | None, look: Look) -> Any:
         """The value of what was found, counted and kept near."""
-        counts = self._room.counts
-        value = self._value(look)
-        if place is not None and look.entry is not None and value is not MISSING:
-            counts.hit("shared")
-            payload = self._room.codec.plain(look.entry.payload, look.entry.flags)
-            self._room.shelf.keep(place, look, value, payload, self._now_us(), self._own_stale_ms)
-            return value
-        value = MISSING if place is None else self._room.flights.last(place, look, self._own_terms)
+        room, counts, now_us = self._room, self._room.counts, self._now_us()
+        if place is not None and look.entry is not None and look.entry.is_fresh(now_us):
+            value, plain = room.codec.opened(look.entry.payload, look.entry.flags)
+            if value is not MISSING:
+                counts.hit("shared")
+                room.shelf.keep(place, look, value, plain, now_us, self._own_stale_ms)
+                return value
+            counts.corrupt()
+        value = MISSING if place is None else room.flights.last(place, look, self._own_terms)
         if value is MISSING:
             counts.miss()
         return value
@@ -180,7 +176,7 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         away = False
         for some in batched(others):
             places = [self._known(key) for key in some]
-            looks = await asyncio.gather(*(self._look(place, away) for place in places))
+            looks = await self._looks(places, away=away)
             away = all(look.away for look in looks)
             found.update(zip(some, map(self._taken, places, looks), strict=True))
         return {key: found[key] for key in wanted if found[key] is not MISSING}

@@ -121,7 +121,7 @@ class Flights(Generic[T]):
         entry = look.entry
         if entry is None:
             return self.last(place, look, terms)
-        value = self._codec.decode(entry.payload, entry.flags)
+        value, plain = self._codec.opened(entry.payload, entry.flags)
         if value is MISSING:
             self._counts.corrupt()
             return value
@@ -132,7 +132,7 @@ class Flights(Generic[T]):
             if self._under_way(place) is None:
                 self._begin(place, compute, terms, look, kept=True)
         else:
-            self._shelf.keep(place, look, value, self._codec.plain(entry.payload, entry.flags), now_us, terms.stale_ms)
+            self._shelf.keep(place, look, value, plain, now_us, terms.stale_ms)
         return value
 
     def _begin(self, place: Place, compute: Callable[[], Awaitable[T]], terms: Terms, look: Look, *, kept: bool) -> Flight:

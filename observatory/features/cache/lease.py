@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ...clock import monotonic
-from ...errors import CacheComputationFailed, StoreError
+from ...errors import CacheComputationFailed, StoreError, StoreMisconfigured
 from ...keys import Key
 from ...store.script import lua
 from ...store.store import Store
@@ -98,6 +98,8 @@ class Lease:
         while monotonic() < ends:
             try:
                 await _release(self._values, lease=self._place.lease, token=self.token, failure=b"", keep_ms=0)
+            except StoreMisconfigured:
+                return
             except StoreError:
                 await asyncio.sleep(LEASE / 12)
             else:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from ... import dimensions, names, units
@@ -85,6 +85,13 @@ class Room:
         """In the same case: only a name, by which computations meet."""
         scope = self.scope()
         return Place(key, scope, Key(f"{scope}\0{key}"), Key(""), Key(""))
+
+
+class Lender(Protocol):
+    """An Observatory, as a cache sees it."""
+
+    @property
+    def caches(self) -> "CacheSpace": ...
 
 
 class CacheSpace:

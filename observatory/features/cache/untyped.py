@@ -13,44 +13,14 @@ import msgspec
 
 from ... import dimensions
 from ...errors import CacheMiss, NotEncodable, StoreError
-from ...names import (
-    CACHE_COALESCED,
-    CACHE_COMPUTATIONS,
-    CACHE_CORRUPT,
-    CACHE_ERRORS,
-    CACHE_NEAR_BYTES,
-    CACHE_NEAR_CHECKS,
-    CACHE_NEAR_ENTRIES,
-    CACHE_NEAR_EVICTIONS,
-    CACHE_NEAR_MISMATCHES,
-    Metric,
-)
 from .cache import Cache
 from .codec import MISSING
-from .counts import CacheStats, Counts
+from .counts import FIELDS, CacheStats, Counts
 from .generations import all_of
 from .space import Bounds, CacheSpace, Room
 
 _MOST_NAMES = 1000
 """Of caches whose own numbers a process keeps."""
-
-
-_ASKED = {
-    "hits": (Metric.CACHE_HITS, "total", ""),
-    "misses": (Metric.CACHE_MISSES, "total", ""),
-    "near_hits": (Metric.CACHE_HITS, "total", "near"),
-    "stale": (Metric.CACHE_HITS, "total", "stale"),
-    "coalesced": (CACHE_COALESCED, "total", ""),
-    "computed": (CACHE_COMPUTATIONS, "total", ""),
-    "errors": (CACHE_ERRORS, "total", ""),
-    "corrupt": (CACHE_CORRUPT, "total", ""),
-    "near_entries": (CACHE_NEAR_ENTRIES, "sum", ""),
-    "near_bytes": (CACHE_NEAR_BYTES, "sum", ""),
-    "near_evictions": (CACHE_NEAR_EVICTIONS, "total", ""),
-    "near_checks": (CACHE_NEAR_CHECKS, "total", ""),
-    "near_mismatches": (CACHE_NEAR_MISMATCHES, "total", ""),
-}
-"""Metric, statistic and tier of each field of CacheStats, for all caches at once."""
 
 
 class Found(NamedTuple):
@@ -182,13 +152,13 @@ class UntypedCaches(CacheSpace):
         """Every cache that somebody asked in the last hour, as far as the fleet's metrics know; StoreUnavailable: ask again."""
         found: dict[str, dict[str, int]] = {}
 
-        async def add(field: str, metric: str, stat: str, tier: str) -> None:
-            answer = await self.metrics.query(metric, stat, by="cache", where={"tier": tier} if tier else {})
+        async def add(field: str, metric: str, stat: str, labels: Mapping[str, str]) -> None:
+            answer = await self.metrics.query(metric, stat, by="cache", where=labels)
             for one in answer.series:
                 if name := one.labels.get("cache"):
                     found.setdefault(name, {})[field] = int(one.value or 0)
 
-        await asyncio.gather(*(add(field, *asked) for field, asked in _ASKED.items()))
+        await asyncio.gather(*(add(field, *asked) for field, asked in FIELDS.items()))
         return [report(name, CacheStats(**numbers)) for name, numbers in sorted(found.items())]
 
     def forget(self) -> None:

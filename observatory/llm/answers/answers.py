@@ -12,14 +12,14 @@ answer spends nothing. The reply has status, headers and chunks, as they are on 
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple
 
 from ... import dimensions, names, units
 from ...clock import monotonic
 from ...errors import InvalidArgument, NotOpen, StoreError
-from ...features.cache import Cache, CacheSpace
+from ...features.cache import Cache
 from ...features.cache.checks import milliseconds
-from ...features.cache.space import Room
+from ...features.cache.space import Lender, Room
 from ...names import ANSWERS_UNKEPT
 from .answer import Answer, Headers, flaw
 from .canonical import Request, encodings, key, parsed
@@ -37,13 +37,6 @@ _NAME: Final = "llm-answers"
 _COMPRESS_OVER: Final = 1024
 _LARGE: Final = 2**18
 """Bytes: an answer above is looked through on a thread."""
-
-
-class Lender(Protocol):
-    """An Observatory, as the answer cache sees it."""
-
-    @property
-    def caches(self) -> CacheSpace: ...
 
 
 class AnswerCache:
