@@ -8,6 +8,8 @@ ObservatoryError                      code                    HTTP  retryable
  ├─ RateLimitExceeded                 rate_limit_exceeded     429   yes*   .decision; *no when retry_after is None
  │   └─ BudgetExceeded                budget_exceeded         429   yes*   the binding limit counts usd
  ├─ ReservationLost                   reservation_lost        409   no     settled with other numbers, run out, not there
+ ├─ CircuitOpen                       circuit_open            503   yes    .retry_after: when a call may be let through again
+ │   └─ CoolingDown                   cooling_down            503   yes    a provider asked everybody to wait
  ├─ CacheError                        cache                   500   no
  │   ├─ ValueTooLarge                 value_too_large         413   no
  │   ├─ NotEncodable (TypeError)      not_encodable           422   no
@@ -18,19 +20,25 @@ ObservatoryError                      code                    HTTP  retryable
  ├─ NotFound                          not_found               404   no
  │   └─ CacheMiss                     cache_miss              404   no     at the doors: in code a miss is no error
  └─ PayloadTooLarge                   payload_too_large       413   no
+
+The doors know three more codes that are no class, since nothing of ours raises them: method_not_allowed 405, http (whatever
+else a router or a proxy refuses), internal 500 (a bug). `from_problem` keeps any code that it does not know, with its status.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 __all__ = [
     "BudgetExceeded",
     "CacheComputationFailed",
     "CacheError",
     "CacheMiss",
+    "CircuitOpen",
     "ConfigurationError",
+    "CoolingDown",
     "InvalidArgument",
     "NotEncodable",
     "NotFound",
@@ -80,9 +88,10 @@ class Refusal(Protocol):
 class ObservatoryError(Exception):
     """Something Observatory could not do."""
 
-    code: ClassVar[str] = "observatory"
-    status: ClassVar[int] = 500
-    title: ClassVar[str] = "Observatory could not do this"
+    code: str = "observatory"
+    """Never changes for a class; of an error rebuilt from a document, what the document says."""
+    status: int = 500
+    title: str = "Observatory could not do this"
     retryable: bool = False
 
     def __init__(
@@ -121,18 +130,36 @@ class ObservatoryError(Exception):
 
     @classmethod
     def from_problem(cls, problem: Mapping[str, Any]) -> "ObservatoryError":
-        """The error a problem document speaks of; an unknown code becomes a plain ObservatoryError."""
-        code = str(problem.get("code", ""))
-        kind = next((kind for kind in _tree(ObservatoryError) if kind.code == code), ObservatoryError)
-        error = kind(
-            str(problem.get("detail") or problem.get("title") or ""),
-            remedy=problem.get("remedy"),
-            retry_after=problem.get("retry_after"),
-            context=problem.get("context"),
+        """The error a problem document speaks of. Never raises: what in it has no meaning is left out, and an error of an
+        unknown code is a plain ObservatoryError that keeps code and status."""
+        code = _text(problem.get("code")) or ""
+        kind = next((kind for kind in _tree(ObservatoryError) if kind.code == code), None)
+        context = problem.get("context")
+        error = (kind or ObservatoryError)(
+            _text(problem.get("detail")) or _text(problem.get("title")),
+            remedy=_text(problem.get("remedy")),
+            retry_after=_seconds(problem.get("retry_after")),
+            context={str(name): str(value) for name, value in context.items()} if isinstance(context, Mapping) else None,
         )
-        if "retryable" in problem:
-            error.retryable = bool(problem["retryable"])
+        if kind is None:
+            error.code = code or error.code
+            error.title = _text(problem.get("title")) or error.title
+            status = problem.get("status")
+            if type(status) is int and 400 <= status <= 599:
+                error.status = status
+        if isinstance(problem.get("retryable"), bool):
+            error.retryable = problem["retryable"]
         return error
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1e12:
+        return None
+    return float(value)
 
 
 def _tree(root: type[ObservatoryError]) -> Iterator[type[ObservatoryError]]:
@@ -222,6 +249,23 @@ class ReservationLost(ObservatoryError):
     code = "reservation_lost"
     status = 409
     title = "The reservation is not held"
+
+
+class CircuitOpen(ObservatoryError):
+    """A breaker lets nothing through now: what it guards has failed too often. `retry_after`: seconds until a call may be let
+    through to see whether it works again; None where somebody has forced the breaker open."""
+
+    code = "circuit_open"
+    status = 503
+    title = "The circuit is open"
+    retryable = True
+
+
+class CoolingDown(CircuitOpen):
+    """A provider told somebody of the fleet to come again later, and that is longer than the caller waits."""
+
+    code = "cooling_down"
+    title = "The provider has asked for a pause"
 
 
 class CacheError(ObservatoryError):

@@ -22,6 +22,7 @@ FLOORS = {
     "notes": 0.1,
     "rooms": 0,
     "redaction": 0.1,
+    "replies": 0,
     "otlp": 0.2,
     "envelope": 0.2,
     "settings": 1,
