@@ -23,6 +23,7 @@ from .errors import (
     UnknownLimit,
     ValueTooLarge,
 )
+from .features.breaker import Breaker, BreakerReport, Pauses
 from .features.cache import Cache, CacheStats
 from .features.metrics import Counter, Gauge, Histogram, Metrics
 from .features.rate_limiter import Decision, Limit, Override, RateLimiter, Reservation, Settlement
@@ -35,6 +36,8 @@ from .store.check import Health
 from .version import __version__
 
 __all__ = [
+    "Breaker",
+    "BreakerReport",
     "BudgetExceeded",
     "Cache",
     "CacheComputationFailed",
@@ -60,6 +63,7 @@ __all__ = [
     "Observatory",
     "ObservatoryError",
     "Override",
+    "Pauses",
     "PayloadTooLarge",
     "RateLimitExceeded",
     "RateLimiter",

@@ -25,11 +25,12 @@ The doors know three more codes that are no class, since nothing of ours raises 
 else a router or a proxy refuses), internal 500 (a bug). `from_problem` keeps any code that it does not know, with its status.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
+
+from . import documents
+from .documents import QUOTA_EXCEEDED, REDUCED_CAPACITY, Refusal
 
 __all__ = [
     "BudgetExceeded",
@@ -53,36 +54,6 @@ __all__ = [
     "UnknownLimit",
     "ValueTooLarge",
 ]
-
-QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
-"""The problem types of the IETF RateLimit draft (draft-ietf-httpapi-ratelimit-headers): a limit refused,"""
-REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
-"""and nobody could ask it."""
-
-
-class Refusal(Protocol):
-    """What a refused decision says. `Decision` is one; errors stand on the ground and import nothing."""
-
-    @property
-    def allowed(self) -> bool: ...
-    @property
-    def parts(self) -> "Sequence[Refusal]": ...
-    @property
-    def limit(self) -> str: ...
-    @property
-    def identity(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def cost(self) -> int | Decimal: ...
-    @property
-    def remaining(self) -> int | Decimal: ...
-    @property
-    def capacity(self) -> int | Decimal: ...
-    @property
-    def retry_after(self) -> float | None: ...
-    @property
-    def reset_after(self) -> float: ...
 
 
 class ObservatoryError(Exception):
@@ -132,34 +103,17 @@ class ObservatoryError(Exception):
     def from_problem(cls, problem: Mapping[str, Any]) -> "ObservatoryError":
         """The error a problem document speaks of. Never raises: what in it has no meaning is left out, and an error of an
         unknown code is a plain ObservatoryError that keeps code and status."""
-        code = _text(problem.get("code")) or ""
-        kind = next((kind for kind in _tree(ObservatoryError) if kind.code == code), None)
-        context = problem.get("context")
+        said = documents.read(problem)
+        kind = next((kind for kind in _tree(ObservatoryError) if kind.code == said.code), None)
         error = (kind or ObservatoryError)(
-            _text(problem.get("detail")) or _text(problem.get("title")),
-            remedy=_text(problem.get("remedy")),
-            retry_after=_seconds(problem.get("retry_after")),
-            context={str(name): str(value) for name, value in context.items()} if isinstance(context, Mapping) else None,
+            said.detail or said.title, remedy=said.remedy, retry_after=said.retry_after, context=said.context
         )
         if kind is None:
-            error.code = code or error.code
-            error.title = _text(problem.get("title")) or error.title
-            status = problem.get("status")
-            if type(status) is int and 400 <= status <= 599:
-                error.status = status
-        if isinstance(problem.get("retryable"), bool):
-            error.retryable = problem["retryable"]
+            error.code, error.title = said.code or error.code, said.title or error.title
+            error.status = error.status if said.status is None else said.status
+        if said.retryable is not None:
+            error.retryable = said.retryable
         return error
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _seconds(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1e12:
-        return None
-    return float(value)
 
 
 def _tree(root: type[ObservatoryError]) -> Iterator[type[ObservatoryError]]:

@@ -7,6 +7,7 @@ from typing import Any
 from .background import Job
 from .clock import ServerClock
 from .duties import COMPACT_EVERY, duty
+from .features.breaker import Breakers, Pauses
 from .features.cache import Bounds, CacheSpace, UntypedCaches
 from .features.dead_letters import DeadLetters
 from .features.events import Events, Room
@@ -103,6 +104,16 @@ class Household:
         return Retry.of(self.metrics, self.settings.retry)
 
     @room
+    def breakers(self) -> Breakers:
+        """All of them; `obs.breaker(name)` is one."""
+        return Breakers(self._lifetime.store, self.metrics, self.settings.breakers)
+
+    @property
+    def pauses(self) -> Pauses:
+        """Whom the fleet leaves alone for a while, since they asked for it."""
+        return self.breakers.pauses
+
+    @room
     def leases(self) -> Leases:
         return Leases(self._lifetime.store, lambda: self._lifetime.identity)
 
@@ -165,7 +176,10 @@ class Household:
 
     async def _last_flush(self) -> None:
         """One room that fails keeps no other from its last words; the first error is raised behind them all."""
-        failed = await _each(self.rate_limiter.aclose(), *([self.caches.aclose()] if "caches" in self.__dict__ else []))
+        failed = await _each(
+            *(self.rate_limiter.aclose(), self.breakers.flush()),
+            *([self.caches.aclose()] if "caches" in self.__dict__ else []),
+        )
         failed += await _each(self.events.flush(), self.metrics.retire(), self._traces.exchange())
         failed += await _each(self.otlp.aclose())
         if failed:
@@ -186,12 +200,13 @@ class Household:
     def _duties(self) -> tuple[Job, ...]:
         """A command is over too soon for them, and a worker has roles."""
         if self._role in ("cli", "worker", "leader"):
-            return ()
-        return (duty("compaction", COMPACT_EVERY, self.leases.acquire, self.metrics.compact), *self.otlp.jobs)
+            return self.breakers.jobs
+        compaction = duty("compaction", COMPACT_EVERY, self.leases.acquire, self.metrics.compact)
+        return (*self.breakers.jobs, compaction, *self.otlp.jobs)
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "otlp", "rate_limiter", "caches", "untyped_caches"):
+        for name in ("metrics", "events", "otlp", "rate_limiter", "breakers", "caches", "untyped_caches"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
         for name in ("logger", "tracing"):

@@ -226,6 +226,22 @@ class LimitSettings(msgspec.Struct, frozen=True):
     timezone: str | None = None
 
 
+class BreakerSettings(msgspec.Struct, frozen=True):
+    """A breaker as a file says it; a name that no file mentions has these defaults."""
+
+    failure_rate: float = 0.5
+    """Opens when this fraction of the calls failed,"""
+    min_calls: int = 20
+    """if there were so many in the window;"""
+    consecutive: int = 5
+    """and at so many failures in a row; 0: not at all."""
+    window: int | float | str = 30.0
+    open_for: int | float | str = 30.0
+    """Until a probe is let through; and for so long nobody else probes."""
+    slow_after: int | float | str | None = None
+    """A call that takes longer has failed; None: however long it takes."""
+
+
 class Everything(_Discreet, frozen=True):
     """All settings of one process, by section."""
 
@@ -248,6 +264,7 @@ class Everything(_Discreet, frozen=True):
     serve: Serve = Serve()
     worker: Worker = Worker()
     limits: Mapping[str, LimitSettings] = {}
+    breakers: Mapping[str, BreakerSettings] = {}
     sources: Mapping[str, str] = {}
     """Which layer each setting that is not a default came from."""
     warnings: tuple[str, ...] = ()

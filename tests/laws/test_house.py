@@ -10,6 +10,7 @@ from tests.servers import ROOT
 
 HOUSE = ROOT / "observatory"
 FLOORS = {
+    "documents": -0.1,
     "errors": 0,
     "types": 0,
     "version": 0,
