@@ -27,7 +27,7 @@ from .features.breaker import Breaker, BreakerReport, Pauses
 from .features.cache import Cache, CacheStats
 from .features.metrics import Counter, Gauge, Histogram, Metrics
 from .features.rate_limiter import Decision, Limit, Override, RateLimiter, Reservation, Settlement
-from .features.retry import Retry
+from .features.retry import Retry, RetryDetails
 from .llm import Usage
 from .logs import Logger
 from .names import Metric
@@ -70,6 +70,7 @@ __all__ = [
     "Reservation",
     "ReservationLost",
     "Retry",
+    "RetryDetails",
     "Settings",
     "Settlement",
     "StoreError",

@@ -14,7 +14,7 @@ from .features.events import Events, Room
 from .features.leases import Leases
 from .features.metrics import Metrics, OtlpExport
 from .features.rate_limiter import RateLimiter
-from .features.retry import Retry
+from .features.retry import Retry, RetryBudget
 from .features.traces import Traces
 from .lifetime import Lifetime
 from .llm import Calls
@@ -101,7 +101,12 @@ class Household:
 
     @room
     def retry(self) -> Retry:
-        return Retry.of(self.metrics, self.settings.retry)
+        return Retry.of(self.metrics, self.retry_budget, self.settings.retry)
+
+    @room
+    def retry_budget(self) -> RetryBudget:
+        lifetime, settings = self._lifetime, self.settings.retry
+        return RetryBudget(lifetime.store, share=settings.budget, reserve=settings.budget_reserve, instances=lifetime.most_live)
 
     @room
     def breakers(self) -> Breakers:
@@ -177,7 +182,7 @@ class Household:
     async def _last_flush(self) -> None:
         """One room that fails keeps no other from its last words; the first error is raised behind them all."""
         failed = await _each(
-            *(self.rate_limiter.aclose(), self.breakers.flush()),
+            *(self.rate_limiter.aclose(), self.breakers.flush(), self.retry_budget.report()),
             *([self.caches.aclose()] if "caches" in self.__dict__ else []),
         )
         failed += await _each(self.events.flush(), self.metrics.retire(), self._traces.exchange())
@@ -194,8 +199,11 @@ class Household:
 
     async def _flush_regularly(self) -> None:
         self._count_up()
-        if failed := await _each(self.events.flush(), self.metrics.flush_regularly(), self._traces.exchange()):
+        if failed := await _each(self.events.flush(), self.metrics.flush_regularly(), *self._told()):
             raise failed[0]
+
+    def _told(self) -> tuple[Awaitable[object], ...]:
+        return self._traces.exchange(), self.retry_budget.report()
 
     def _duties(self) -> tuple[Job, ...]:
         """A command is over too soon for them, and a worker has roles."""
@@ -206,7 +214,7 @@ class Household:
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "otlp", "rate_limiter", "breakers", "caches", "untyped_caches"):
+        for name in ("metrics", "events", "otlp", "rate_limiter", "breakers", "retry_budget", "caches", "untyped_caches"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
         for name in ("logger", "tracing"):

@@ -98,6 +98,12 @@ class RetrySettings(Section, frozen=True):
     wait_max: Annotated[float, Row("seconds", "longest wait, after jitter", "s")] = 10.0
     wait_jitter: Annotated[float, Row("seconds", "most that is added at random", "s")] = 1.0
     wait_exp_base: Annotated[float, Row("fraction", "each wait is the one before times this", least=1, most=1000)] = 2.0
+    budget: Annotated[
+        float, Row("fraction", "share of a name's calls that may be retries, in the whole fleet", least=0, most=1)
+    ] = 0.1
+    budget_reserve: Annotated[
+        int, Row("count", "retries of a name in 10 s, in the whole fleet, that need no calls", most=1_000_000)
+    ] = 10
 
 
 class MetricsSettings(Section, frozen=True):
