@@ -38,7 +38,9 @@ if now_us == 0 then
   local time = redis.call('TIME')
   now_us = time[1] * 1000000 + time[2]
 end
-local lasting = redis.call('ZREVRANGEBYSCORE', pauses, '+inf', string.format('(%.0f', now_us), 'WITHSCORES', 'LIMIT', 0, 5000)
+local lasting = redis.call(
+  'ZRANGE', pauses, '+inf', string.format('(%.0f', now_us), 'BYSCORE', 'REV', 'LIMIT', 0, 5000, 'WITHSCORES'
+)
 for number = 2, #lasting, 2 do
   lasting[number] = tonumber(lasting[number]) - now_us
 end

@@ -45,7 +45,7 @@ if now_us + pause_us > until_us then
   until_us = now_us + pause_us
   redis.call('ZADD', pauses, whole(until_us), whose)
   redis.call('ZREMRANGEBYRANK', pauses, 0, whole(-most - 1))
-  local last_us = tonumber(redis.call('ZREVRANGE', pauses, 0, 0, 'WITHSCORES')[2])
+  local last_us = tonumber(redis.call('ZRANGE', pauses, 0, 0, 'REV', 'WITHSCORES')[2])
   redis.call('PEXPIRE', pauses, whole(math.ceil((last_us - now_us) / 1000) + 60000))
   tell(version, now_us)
 end

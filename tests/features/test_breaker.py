@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx2
@@ -10,6 +10,7 @@ import pytest
 
 from observatory import CircuitOpen, InvalidArgument, Observatory, RateLimitExceeded, StoreUnavailable
 from observatory.features.breaker import Breaker
+from observatory.features.breaker import breaker as breaker_module
 from observatory.features.breaker.breaker import verdict
 from observatory.settings import BreakerSettings, Settings
 from tests.conftest import Open
@@ -356,3 +357,64 @@ async def test_result_of_a_probe_is_told_again_until_it_is_heard(fleet: Any, ser
         between.cut()
         await until(lambda: two.breaker("p").state == "closed", "and there when it was heard")
         await until(lambda: breaker.state == "closed", "and it stays so")
+
+
+async def test_one_task_inside_several_times(fleet: Any) -> None:
+    """Each way out belongs to its own way in: also a probe inside of a call from before, and the other way round."""
+    (obs,) = await fleet()
+    breaker = obs.breaker("p")
+
+    async def nested() -> None:
+        async with breaker:
+            async with breaker, breaker:
+                pass
+            raise ConnectionError("the outermost")
+
+    with pytest.raises(ConnectionError):
+        await nested()
+    await obs.breakers.flush()
+    report = await obs.breakers.show("p")
+    assert (report.calls, report.failures) == (3, 1)
+    async with breaker:
+        await asyncio.create_task(open_it(breaker))
+        await until(lambda: breaker.state == "half_open", "its time is over")
+        async with breaker:
+            pass
+        assert breaker.state == "closed"
+    await open_it(breaker)
+    await until(lambda: breaker.state == "half_open", "its time is over")
+    async with breaker:
+        with pytest.raises(CircuitOpen):
+            async with breaker:
+                pass
+        assert breaker.state == "half_open"
+    assert breaker.state == "closed"
+
+
+async def test_blocks_left_in_another_order(fleet: Any) -> None:
+    """Those of async generators: each is counted as its own, and nothing stays behind."""
+    (obs,) = await fleet(said=BreakerSettings(min_calls=100, consecutive=0))
+
+    async def inside(name: str) -> AsyncIterator[None]:
+        async with obs.breaker(name):
+            yield
+            if name == "p":
+                raise ConnectionError("of the first")
+
+    first, second = inside("p"), inside("q")
+    await anext(first)
+    await anext(second)
+    with pytest.raises(ConnectionError):
+        await anext(first)
+    with pytest.raises(StopAsyncIteration):
+        await anext(second)
+    await obs.breakers.flush()
+    reports = {one.name: (one.calls, one.failures) for one in await obs.breakers.list()}
+    assert reports == {"p": (1, 1), "q": (1, 0)}
+    assert breaker_module._inside.get() is None
+    third = inside("q")
+    await asyncio.create_task(anext(third))  # type: ignore[arg-type]
+    with pytest.raises(StopAsyncIteration):
+        await anext(third)
+    await obs.breakers.flush()
+    assert (await obs.breakers.show("q")).calls == 1, "of what was entered elsewhere nothing is known"

@@ -2,8 +2,8 @@
 
 import asyncio
 import secrets
-from asyncio import current_task
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
@@ -34,12 +34,16 @@ class Desk(Protocol):
 
 
 class _Let(NamedTuple):
-    """A call that was let through. token: it is the probe. outer: of the same task and breaker, around it."""
+    """A call that was let through. token: it is the probe."""
 
     epoch: int
     began: float
     token: str
-    outer: "_Let | None" = None
+
+
+_Inside = tuple["Breaker", int, float, str, Any]
+"""Breaker, epoch, began, token, and what is around it: a plain tuple, since more would cost as much as all the rest."""
+_inside: ContextVar[_Inside | None] = ContextVar("observatory_breakers", default=None)
 
 
 def verdict(error: BaseException | None) -> bool | None:
@@ -69,7 +73,6 @@ class Breaker:
         self.name = name
         self._desk = desk
         self._machine = Machine()
-        self._entered: dict[asyncio.Task[Any] | None, _Let] = {}
         self._outcomes: list[Batch] = []
         self._asking = False
         self._probing_until = 0.0
@@ -119,25 +122,27 @@ class Breaker:
 
     async def __aenter__(self) -> Self:
         token = "" if self._closed else await self._admit()
-        task = current_task()
-        self._entered[task] = _Let(self._epoch, monotonic() if self._timed else 0.0, token, self._entered.get(task))
+        _inside.set((self, self._epoch, monotonic() if self._timed else 0.0, token, _inside.get()))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        task = current_task()
-        let = self._entered.pop(task, None)
-        if let is None:  # entered before a fork
+        inside = _inside.get()
+        if inside is None:  # entered in another context, which has it still: nothing is known of when
             return
-        if let.outer is not None:
-            self._entered[task] = let.outer
-        if error is None and not let.token and not let.began:
-            if let.epoch == self._epoch:
+        if inside[0] is not self:
+            inside = _without(inside, self)
+            if inside is None:
+                return
+        _, epoch, began, token, outer = inside
+        _inside.set(outer)
+        if error is None and not token and not began:
+            if epoch == self._epoch:
                 self._calls += 1
                 self._tail = 0
         else:
-            self._ended(let, error)
+            self._ended(_Let(epoch, began, token), error)
 
     def _ended(self, let: _Let, error: BaseException | None) -> None:
         works = verdict(error)
@@ -277,11 +282,27 @@ class Breaker:
         self.adopt(await self._desk.force(self.name, state, " ".join(reason.split())[:500]), asked_at)
 
     def forget(self) -> None:
-        """A forked child: what was counted, and who is inside, is the parent's."""
-        self._entered, self._outcomes = {}, []
+        """A forked child: what was counted is the parent's."""
+        self._outcomes = []
         self._asking, self._probing_until = False, 0.0
         self._calls = self._failures = self._tail = 0
 
 
 def _now_us() -> int:
     return int(monotonic() * 1e6)
+
+
+def _without(inside: _Inside, breaker: Breaker) -> _Inside | None:
+    """The innermost of a breaker, with all others around it: blocks that are not left in the order in which they were entered,
+    as those of async generators may be. None: it was entered in another context."""
+    others = []
+    found: _Inside | None = inside
+    while found is not None and found[0] is not breaker:
+        others.append(found)
+        found = found[4]
+    if found is None:
+        return None
+    outer = found[4]
+    for one in reversed(others):
+        outer = (*one[:4], outer)
+    return (*found[:4], outer)

@@ -100,7 +100,7 @@ class Breakers:
     async def list(self) -> tuple[BreakerReport, ...]:
         """Every breaker that the fleet has used in the last week, by name."""
         store = self._store()
-        known = await store.command("ZREVRANGE", store.keys.breakers_known(), 0, _MOST_LISTED - 1)
+        known = await store.command("ZRANGE", store.keys.breakers_known(), 0, _MOST_LISTED - 1, "REV")
         found = sorted(name.decode() for name in known)
         views = (await calls.look(store, found)).views
         return tuple(_report(name, view) for name, view in zip(found, views, strict=True))
