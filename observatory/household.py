@@ -97,6 +97,7 @@ class Household:
             replicas=settings.redis.replicas,
             owner=lambda: lifetime.identity,
             instances=lifetime.most_live,
+            pauses=self.pauses,
         )
 
     @room

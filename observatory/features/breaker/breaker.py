@@ -274,12 +274,8 @@ class Breaker:
 
     async def force(self, state: Literal["closed", "open", "auto"], *, reason: str) -> None:
         """Hold it open or closed for the whole fleet, or let it go again (auto). StoreError: whether it is held is unknown."""
-        if state not in ("closed", "open", "auto"):
-            raise InvalidArgument(f"a breaker is forced closed, open or auto, got {state!r:.40}")
-        if not isinstance(reason, str) or not reason.strip() or not reason.isprintable():
-            raise InvalidArgument("reason must say why", remedy='reason="provider announced an outage"')
         asked_at = monotonic()
-        self.adopt(await self._desk.force(self.name, state, " ".join(reason.split())[:500]), asked_at)
+        self.adopt(await self._desk.force(self.name, *decided(state, reason)), asked_at)
 
     def forget(self) -> None:
         """A forked child: what was counted is the parent's."""
@@ -290,6 +286,15 @@ class Breaker:
 
 def _now_us() -> int:
     return int(monotonic() * 1e6)
+
+
+def decided(state: object, reason: object) -> tuple[str, str]:
+    """What somebody has decided, checked. InvalidArgument says what is wrong."""
+    if not isinstance(state, str) or state not in ("closed", "open", "auto"):
+        raise InvalidArgument(f"a breaker is forced closed, open or auto, got {state!r:.40}")
+    if not isinstance(reason, str) or not reason.strip() or not reason.isprintable():
+        raise InvalidArgument("reason must say why, in one line", remedy='reason="provider announced an outage"')
+    return state, " ".join(reason.split())[:500]
 
 
 def _without(inside: _Inside, breaker: Breaker) -> _Inside | None:

@@ -19,7 +19,7 @@ from ...names import BREAKER_OPEN, BREAKER_REFUSALS
 from ...settings import BreakerSettings
 from ...store.store import Store
 from . import calls
-from .breaker import Breaker
+from .breaker import Breaker, decided
 from .machine import State, View
 from .pauses import Pauses
 from .terms import Terms
@@ -109,6 +109,11 @@ class Breakers:
         """One of them as the fleet has it; closed and without calls where nobody has used it."""
         views = (await calls.look(self._store(), [names.breaker_name(name)])).views
         return _report(name, views[0])
+
+    async def hold(self, name: str, state: str, *, reason: str) -> BreakerReport:
+        """As `obs.breaker(name).force`, of a breaker that this process need not use; how it stands then."""
+        names.breaker_name(name)
+        return _report(name, await self.force(name, *decided(state, reason)))
 
     # what a breaker asks
     async def probe(self, name: str, token: str, lease_us: int) -> tuple[bool, View]:

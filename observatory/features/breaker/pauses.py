@@ -9,12 +9,13 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ... import replies, units
+from ... import dimensions, replies, units
 from ...clock import monotonic
 from ...errors import CoolingDown, StoreError, StoreUnavailable
 from ...logs import INTERNAL
 from ...names import PAUSES
 from ...store.store import Store
+from ...types import Identity
 from . import calls
 
 MOST = 5000
@@ -79,6 +80,17 @@ class Pauses:
             finally:
                 changed.cancel()
         return monotonic() - began
+
+    async def sit_out(self, identity: Identity, patience: float | None) -> float | None:
+        """Of who is to be called, the pauses that no key is needed to know of; what is left of the patience then."""
+        known = identity if isinstance(identity, Mapping) else dimensions.current()
+        provider = known.get("provider")
+        if not provider:
+            return patience
+        for model in {"", known.get("model", "")}:
+            waited = await self.wait(provider, model, timeout=patience)
+            patience = None if patience is None else max(patience - waited, 0.0)
+        return patience
 
     async def begin(self, provider: str, model: str = "", key: str = "", *, seconds: float) -> float:
         """Nobody of the fleet calls them for so long; the seconds that stand now. Of this process it holds in any case.
