@@ -108,7 +108,7 @@ class ObservatoryError(Exception):
         error = (kind or ObservatoryError)(
             said.detail or said.title, remedy=said.remedy, retry_after=said.retry_after, context=said.context
         )
-        if kind is None:
+        if kind in (None, ObservatoryError):
             error.code, error.title = said.code or error.code, said.title or error.title
             error.status = error.status if said.status is None else said.status
         if said.retryable is not None:

@@ -140,7 +140,7 @@ class Breakers:
         self._used = self._urgent = self._anew = None
         self._seen = ""
         self.pauses.forget()
-        return (Job("breaker reports", 0.0, self._send), Job("breaker changes", 0.0, self._hear))
+        return (Job("breaker reports", _SOON, self._send), Job("breaker changes", _SOON, self._hear))
 
     def _begin(self) -> None:
         """Somebody uses them now: it is time to look, though nothing was announced."""
@@ -166,7 +166,6 @@ class Breakers:
         urgent.clear()
         with contextlib.suppress(StoreError):  # others say so: each breaker has gone on by itself
             await self.flush()
-        await asyncio.sleep(_SOON)
 
     async def flush(self) -> None:
         """What was counted is told. StoreError: each goes on by itself; what was counted is not told again."""
@@ -191,8 +190,8 @@ class Breakers:
     async def _hear(self) -> None:
         """Until the store fails; then again, from the start."""
         await self._in_use()
-        store = self._store()
         try:
+            store = self._store()
             with store.watching(store.keys.breakers_version()) as watch:
                 while True:
                     await self.look()
