@@ -1,13 +1,15 @@
--- What the fleet knows of one breaker: a hash.
---
---   open            1 while it is open (or half open: open, and reopen_us is over)
---   epoch           grows with every change; counts and probes of another epoch are of another state, and say nothing of this one
---   since_us        of the last change
---   reopen_us       from when on a probe is let through
---   run             failures since the last success
---   probe, probe_until_us   who tries whether it works again, and how long nobody else does
---   window_us       over how long calls are counted
---   w0 .. w9        "<start us> <calls> <failures>", each of a tenth of the window
+--[[
+What the fleet knows of one breaker: a hash.
+
+  open            1 while it is open (or half open: open, and reopen_us is over)
+  epoch           grows with every change; counts and probes of another epoch are of another state, and say nothing of this one
+  since_us        of the last change
+  reopen_us       from when on a probe is let through
+  run             failures since the last success
+  probe, probe_until_us   who tries whether it works again, and how long nobody else does
+  window_us       over how long calls are counted
+  w0 .. w9        "<start us> <calls> <failures>", each of a tenth of the window
+]]
 
 local SLICES = 10
 local SLICE_NAMES = {'w0', 'w1', 'w2', 'w3', 'w4', 'w5', 'w6', 'w7', 'w8', 'w9'}

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from observatory import CoolingDown, Limit, Observatory
+from observatory.clock import monotonic
 from observatory.names import PAUSES
 from tests.conftest import Open
 from tests.features.test_breaker import until
@@ -89,6 +90,14 @@ async def test_a_storm_tells_once(obs: Observatory) -> None:
     assert await obs.pauses.begin("openai", seconds=5) > 29
     await obs.flush()
     assert (await obs.metrics.query(PAUSES, where={"provider": "openai"})).value == 1
+
+
+async def test_old_news_end_nothing(obs: Observatory) -> None:
+    """An answer that was on its way while a pause began."""
+    asked_at = monotonic()
+    await obs.pauses.begin(*WHO, seconds=30)
+    obs.pauses.adopt({}, asked_at)
+    assert obs.pauses.left(*WHO) > 29
 
 
 async def test_acquire_waits_for_it(opening: Open) -> None:

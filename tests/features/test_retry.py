@@ -255,6 +255,20 @@ async def test_hooks_are_told_and_harm_nothing(policy: Any) -> None:
         policy(hooks="hook")
 
 
+async def test_waits_that_are_asked_for_are_spread_and_those_of_on_are_exact(policy: Any) -> None:
+    """Not everybody comes back at one moment; but who writes a function means what it says."""
+    told: list[Any] = []
+    policy = policy(hooks=(told.append,), budget=False)
+    for _ in range(20):
+        await policy(wait_jitter=1.0).execute(Flaky(1, StoreUnavailable("x", retry_after=0.01)))
+    waits = [one.wait_for for one in told]
+    assert all(0.01 <= wait <= 0.011 for wait in waits)
+    assert len(set(waits)) > 10
+    told.clear()
+    await policy(on=lambda error: 0.01, wait_jitter=1.0).execute(Flaky(2))
+    assert [one.wait_for for one in told] == [0.01, 0.01]
+
+
 async def test_test_mode(obs: Observatory) -> None:
     """No waits, fewer attempts, no budget; over when it is over."""
     patient = obs.retry(attempts=9, timeout=None, wait_initial=60, wait_max=60)
