@@ -116,6 +116,17 @@ async def test_version_changes_with_every_change_and_only_then(obs: Observatory)
     assert (await calls.look(store, [NAME], seen[-1], START_US)).pauses is None
 
 
+async def test_a_hand_begins_the_count_anew(obs: Observatory) -> None:
+    """Failures of before are not continued."""
+    terms = Terms(1_000_000, 100, 2, 1_000_000, 1000, None)
+    failure = Batch(0, 1, 1, 1, open_us=1000)
+    assert not (await calls.report(obs.store, NAME, terms, failure, START_US)).open
+    epoch = (await calls.force(obs.store, NAME, "auto", "x", START_US)).epoch
+    failure = failure._replace(epoch=epoch)
+    assert not (await calls.report(obs.store, NAME, terms, failure, START_US)).open
+    assert (await calls.report(obs.store, NAME, terms, failure, START_US)).open
+
+
 async def test_pauses_are_bounded_and_never_shortened(obs: Observatory) -> None:
     """Those that end soonest make room; what is over is not told."""
     store = obs.store
