@@ -3,6 +3,7 @@
 import sys
 
 from . import (
+    bench_cache,
     bench_cache_near,
     bench_growth,
     bench_metrics,
@@ -20,6 +21,7 @@ if __name__ == "__main__":
         bench_growth.run(),
         main(bench_metrics.BENCHMARK),
         main(bench_worker.BENCHMARK),
+        main(bench_cache.BENCHMARK),
         main(bench_cache_near.BENCHMARK),
         main(bench_resilience.BENCHMARK),
     ]

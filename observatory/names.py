@@ -71,6 +71,7 @@ CACHE_NEAR_MISMATCHES: Final = "observatory_cache_near_mismatches_total"
 BREAKER_OPEN: Final = "observatory_breaker_open"
 BREAKER_REFUSALS: Final = "observatory_breaker_refusals_total"
 PAUSES: Final = "observatory_pauses_total"
+ANSWERS_UNKEPT: Final = "observatory_answers_unkept_total"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
 
 SPAN_COST: Final = "observatory.cost_usd"
@@ -129,6 +130,7 @@ OURS: Final[dict[str, Definition]] = {
     BREAKER_OPEN: Definition("gauge", "", "1 while a breaker is open or half open, as processes know it: ask for max"),
     BREAKER_REFUSALS: Definition("counter", "", "Calls that an open breaker did not let through, by name"),
     PAUSES: Definition("counter", "", "Pauses of the fleet that a provider asked for, by provider"),
+    ANSWERS_UNKEPT: Definition("counter", "", "LLM calls whose answer the answer cache did not give to others, by reason"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
     EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }

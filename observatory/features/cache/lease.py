@@ -4,10 +4,12 @@ import asyncio
 import secrets
 from collections.abc import Awaitable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import msgspec
 
+from ...clock import monotonic
 from ...errors import CacheComputationFailed, StoreError
 from ...keys import Key
 from ...store.script import lua
@@ -21,6 +23,9 @@ _RENEW_EVERY = LEASE / 4
 TOLD_FOR = 1.0
 """Seconds for which a failure is told to everybody who asks."""
 _LONGEST = 500
+
+held: ContextVar[str] = ContextVar("observatory_cache_lease", default="")
+"""The token under which the task at hand computes; empty where it does so for itself alone."""
 
 WAIT, LEASED, THERE, FAILED = range(4)
 
@@ -39,8 +44,11 @@ def _renew(store: Values, *, lease: Key, token: str, lease_ms: int) -> Awaitable
 def _release(store: Values, *, lease: Key, token: str, failure: str | bytes, keep_ms: int) -> Awaitable[list[int]]: ...
 
 
+SPOILT = b"spoilt"
+
+
 class Claim(NamedTuple):
-    """What the script answered."""
+    """What the script answered. detail: why it failed, or SPOILT where the store had another type of key for the entry."""
 
     state: int
     detail: bytes
@@ -83,6 +91,17 @@ class Lease:
         keep_ms = int(max(fail_for, TOLD_FOR) * 1000)
         with suppress(StoreError):
             await _release(self._values, lease=self._place.lease, token=self.token, failure=failure, keep_ms=keep_ms)
+
+    async def give_back(self) -> None:
+        """Let go of what may have been granted though nobody heard of it: again while the store is slow, until it has ended."""
+        ends = monotonic() + LEASE
+        while monotonic() < ends:
+            try:
+                await _release(self._values, lease=self._place.lease, token=self.token, failure=b"", keep_ms=0)
+            except StoreError:
+                await asyncio.sleep(LEASE / 12)
+            else:
+                return
 
 
 async def release(store: Store, lease: Key, token: str) -> int:
