@@ -7,7 +7,9 @@ from .errors import (
     CacheComputationFailed,
     CacheError,
     CacheMiss,
+    CircuitOpen,
     ConfigurationError,
+    CoolingDown,
     InvalidArgument,
     NotEncodable,
     NotFound,
@@ -22,10 +24,11 @@ from .errors import (
     UnknownLimit,
     ValueTooLarge,
 )
+from .features.breaker import Breaker, BreakerReport, Pauses
 from .features.cache import Cache, CacheStats
 from .features.metrics import Counter, Gauge, Histogram, Metrics
 from .features.rate_limiter import Decision, Limit, Override, RateLimiter, Reservation, Settlement
-from .features.retry import Retry
+from .features.retry import Retry, RetryDetails
 from .llm import AnswerCache, Usage
 from .logs import Logger
 from .names import Metric
@@ -36,13 +39,17 @@ from .version import __version__
 __all__ = [
     "AnswerCache",
     "AnswerInterrupted",
+    "Breaker",
+    "BreakerReport",
     "BudgetExceeded",
     "Cache",
     "CacheComputationFailed",
     "CacheError",
     "CacheMiss",
     "CacheStats",
+    "CircuitOpen",
     "ConfigurationError",
+    "CoolingDown",
     "Counter",
     "Decision",
     "Gauge",
@@ -59,12 +66,14 @@ __all__ = [
     "Observatory",
     "ObservatoryError",
     "Override",
+    "Pauses",
     "PayloadTooLarge",
     "RateLimitExceeded",
     "RateLimiter",
     "Reservation",
     "ReservationLost",
     "Retry",
+    "RetryDetails",
     "Settings",
     "Settlement",
     "StoreError",

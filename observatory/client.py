@@ -11,6 +11,7 @@ from opentelemetry.trace import Span
 
 from . import dimensions, health
 from .errors import NotOpen
+from .features.breaker import Breaker
 from .features.cache import Cache
 from .features.presence import Member, Presence
 from .household import Household
@@ -59,6 +60,7 @@ class Observatory(Household):
         if self._fixed is None:
             self.settings = self._load()
         self.rate_limiter.use(self.settings.limits)
+        self.breakers.use(self.settings.breakers)
         self.metrics.set_gauge(INSTANCES, 1.0, {"role": self._role})
         return self.settings
 
@@ -152,6 +154,10 @@ class Observatory(Household):
         its end), out of date by as much as that lasts.
         """
         return Cache(obs=self, type=type, name=name, **more)
+
+    def breaker(self, name: str, /) -> Breaker:
+        """The fleet's circuit breaker of this name: `async with`, decorator, or `.execute`. Its thresholds: [breakers.NAME]."""
+        return self.breakers.breaker(name)
 
     def bind(self, **dimensions_: str | None) -> None:
         """For the rest of this task: logs, spans, limits and calls carry them (None removes)."""

@@ -8,6 +8,8 @@ ObservatoryError                      code                    HTTP  retryable
  ├─ RateLimitExceeded                 rate_limit_exceeded     429   yes*   .decision; *no when retry_after is None
  │   └─ BudgetExceeded                budget_exceeded         429   yes*   the binding limit counts usd
  ├─ ReservationLost                   reservation_lost        409   no     settled with other numbers, run out, not there
+ ├─ CircuitOpen                       circuit_open            503   yes    .retry_after: when a call may be let through again
+ │   └─ CoolingDown                   cooling_down            503   yes    a provider asked everybody to wait
  ├─ CacheError                        cache                   500   no
  │   ├─ ValueTooLarge                 value_too_large         413   no
  │   ├─ NotEncodable (TypeError)      not_encodable           422   no
@@ -19,12 +21,17 @@ ObservatoryError                      code                    HTTP  retryable
  ├─ NotFound                          not_found               404   no
  │   └─ CacheMiss                     cache_miss              404   no     at the doors: in code a miss is no error
  └─ PayloadTooLarge                   payload_too_large       413   no
+
+The doors know three more codes that are no class, since nothing of ours raises them: method_not_allowed 405, http (whatever
+else a router or a proxy refuses), internal 500 (a bug). `from_problem` keeps any code that it does not know, with its status.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any
+
+from . import documents
+from .documents import QUOTA_EXCEEDED, REDUCED_CAPACITY, Refusal
 
 __all__ = [
     "AnswerInterrupted",
@@ -32,7 +39,9 @@ __all__ = [
     "CacheComputationFailed",
     "CacheError",
     "CacheMiss",
+    "CircuitOpen",
     "ConfigurationError",
+    "CoolingDown",
     "InvalidArgument",
     "NotEncodable",
     "NotFound",
@@ -48,43 +57,14 @@ __all__ = [
     "ValueTooLarge",
 ]
 
-QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
-"""The problem types of the IETF RateLimit draft (draft-ietf-httpapi-ratelimit-headers): a limit refused,"""
-REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
-"""and nobody could ask it."""
-
-
-class Refusal(Protocol):
-    """What a refused decision says. `Decision` is one; errors stand on the ground and import nothing."""
-
-    @property
-    def allowed(self) -> bool: ...
-    @property
-    def parts(self) -> "Sequence[Refusal]": ...
-    @property
-    def limit(self) -> str: ...
-    @property
-    def identity(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def cost(self) -> int | Decimal: ...
-    @property
-    def remaining(self) -> int | Decimal: ...
-    @property
-    def capacity(self) -> int | Decimal: ...
-    @property
-    def retry_after(self) -> float | None: ...
-    @property
-    def reset_after(self) -> float: ...
-
 
 class ObservatoryError(Exception):
     """Something Observatory could not do."""
 
-    code: ClassVar[str] = "observatory"
-    status: ClassVar[int] = 500
-    title: ClassVar[str] = "Observatory could not do this"
+    code: str = "observatory"
+    """Never changes for a class; of an error rebuilt from a document, what the document says."""
+    status: int = 500
+    title: str = "Observatory could not do this"
     retryable: bool = False
 
     def __init__(
@@ -123,17 +103,18 @@ class ObservatoryError(Exception):
 
     @classmethod
     def from_problem(cls, problem: Mapping[str, Any]) -> "ObservatoryError":
-        """The error a problem document speaks of; an unknown code becomes a plain ObservatoryError."""
-        code = str(problem.get("code", ""))
-        kind = next((kind for kind in _tree(ObservatoryError) if kind.code == code), ObservatoryError)
-        error = kind(
-            str(problem.get("detail") or problem.get("title") or ""),
-            remedy=problem.get("remedy"),
-            retry_after=problem.get("retry_after"),
-            context=problem.get("context"),
+        """The error a problem document speaks of. Never raises: what in it has no meaning is left out, and an error of an
+        unknown code is a plain ObservatoryError that keeps code and status."""
+        said = documents.read(problem)
+        kind = next((kind for kind in _tree(ObservatoryError) if kind.code == said.code), None)
+        error = (kind or ObservatoryError)(
+            said.detail or said.title, remedy=said.remedy, retry_after=said.retry_after, context=said.context
         )
-        if "retryable" in problem:
-            error.retryable = bool(problem["retryable"])
+        if kind in (None, ObservatoryError):
+            error.code, error.title = said.code or error.code, said.title or error.title
+            error.status = error.status if said.status is None else said.status
+        if said.retryable is not None:
+            error.retryable = said.retryable
         return error
 
 
@@ -224,6 +205,23 @@ class ReservationLost(ObservatoryError):
     code = "reservation_lost"
     status = 409
     title = "The reservation is not held"
+
+
+class CircuitOpen(ObservatoryError):
+    """A breaker lets nothing through now: what it guards has failed too often. `retry_after`: seconds until a call may be let
+    through to see whether it works again; None where somebody has forced the breaker open."""
+
+    code = "circuit_open"
+    status = 503
+    title = "The circuit is open"
+    retryable = True
+
+
+class CoolingDown(CircuitOpen):
+    """A provider told somebody of the fleet to come again later, and that is longer than the caller waits."""
+
+    code = "cooling_down"
+    title = "The provider has asked for a pause"
 
 
 class CacheError(ObservatoryError):

@@ -7,13 +7,14 @@ from typing import Any
 from .background import Job
 from .clock import ServerClock
 from .duties import COMPACT_EVERY, duty
+from .features.breaker import Breakers, Pauses
 from .features.cache import Bounds, CacheSpace, UntypedCaches
 from .features.dead_letters import DeadLetters
 from .features.events import Events, Room
 from .features.leases import Leases
 from .features.metrics import Metrics, OtlpExport
 from .features.rate_limiter import RateLimiter
-from .features.retry import Retry
+from .features.retry import Retry, RetryBudget
 from .features.traces import Traces
 from .lifetime import Lifetime
 from .llm import Calls
@@ -96,11 +97,27 @@ class Household:
             replicas=settings.redis.replicas,
             owner=lambda: lifetime.identity,
             instances=lifetime.most_live,
+            pauses=self.pauses,
         )
 
     @room
     def retry(self) -> Retry:
-        return Retry.of(self.metrics, self.settings.retry)
+        return Retry.of(self.metrics, self.retry_budget, self.settings.retry)
+
+    @room
+    def retry_budget(self) -> RetryBudget:
+        lifetime, settings = self._lifetime, self.settings.retry
+        return RetryBudget(lifetime.store, share=settings.budget, reserve=settings.budget_reserve, instances=lifetime.most_live)
+
+    @room
+    def breakers(self) -> Breakers:
+        """All of them; `obs.breaker(name)` is one."""
+        return Breakers(self._lifetime.store, self.metrics, self.settings.breakers)
+
+    @property
+    def pauses(self) -> Pauses:
+        """Whom the fleet leaves alone for a while, since they asked for it."""
+        return self.breakers.pauses
 
     @room
     def leases(self) -> Leases:
@@ -165,7 +182,10 @@ class Household:
 
     async def _last_flush(self) -> None:
         """One room that fails keeps no other from its last words; the first error is raised behind them all."""
-        failed = await _each(self.rate_limiter.aclose(), *([self.caches.aclose()] if "caches" in self.__dict__ else []))
+        failed = await _each(
+            *(self.rate_limiter.aclose(), self.breakers.flush(), self.retry_budget.report()),
+            *([self.caches.aclose()] if "caches" in self.__dict__ else []),
+        )
         failed += await _each(self.events.flush(), self.metrics.retire(), self._traces.exchange())
         failed += await _each(self.otlp.aclose())
         if failed:
@@ -180,18 +200,22 @@ class Household:
 
     async def _flush_regularly(self) -> None:
         self._count_up()
-        if failed := await _each(self.events.flush(), self.metrics.flush_regularly(), self._traces.exchange()):
+        if failed := await _each(self.events.flush(), self.metrics.flush_regularly(), *self._told()):
             raise failed[0]
+
+    def _told(self) -> tuple[Awaitable[object], ...]:
+        return self._traces.exchange(), self.retry_budget.report()
 
     def _duties(self) -> tuple[Job, ...]:
         """A command is over too soon for them, and a worker has roles."""
         if self._role in ("cli", "worker", "leader"):
-            return ()
-        return (duty("compaction", COMPACT_EVERY, self.leases.acquire, self.metrics.compact), *self.otlp.jobs)
+            return self.breakers.jobs
+        compaction = duty("compaction", COMPACT_EVERY, self.leases.acquire, self.metrics.compact)
+        return (*self.breakers.jobs, compaction, *self.otlp.jobs)
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "otlp", "rate_limiter", "caches", "untyped_caches"):
+        for name in ("metrics", "events", "otlp", "rate_limiter", "breakers", "retry_budget", "caches", "untyped_caches"):
             if name in self.__dict__:
                 self.__dict__[name].forget()
         for name in ("logger", "tracing"):

@@ -29,6 +29,7 @@ PERMANENT: Final = re.compile(
     r"|rate_limiter:\{r\d*\}:fence"  # which server the state was last written by
     r"|rate_limiter:\{r\d*\}:fence:holds:(open|ledger)"  # of the holds: bounded by how many are open; four numbers
     r"|leases:\{l\}:fences"  # a fence must never step back
+    r"|breaker:\{b\}:forced"  # what somebody has decided stands until somebody decides otherwise
     r")"
 )
 """The keys that may live without a TTL."""
@@ -176,6 +177,31 @@ class Keys:
 
     def fences(self) -> Key:  # hash: name -> the last fence given out
         return Key(f"{self._prefix}:leases:{{l}}:fences")
+
+    # breaker
+    def breaker(self, name: str) -> Key:  # hash: what the fleet knows of one breaker (lua/breaker/_state.lua)
+        return Key(f"{self._prefix}:breaker:{{b}}:state:{part(name)}")
+
+    def breakers_forced(self) -> Key:  # hash: name -> "open|closed <since us> <reason>"
+        return Key(f"{self._prefix}:breaker:{{b}}:forced")
+
+    def breakers_known(self) -> Key:  # zset: name, by the moment of the last report (us)
+        return Key(f"{self._prefix}:breaker:{{b}}:known")
+
+    def breakers_version(self) -> Key:  # string: changes with every change of a breaker or a pause
+        return Key(f"{self._prefix}:breaker:{{b}}:version")
+
+    def pauses(self) -> Key:  # zset: digest of provider, model and key, by the moment until which their calls pause (us)
+        return Key(f"{self._prefix}:breaker:{{b}}:pauses")
+
+    def paused(self, *whose: str) -> str:
+        """Provider, model and key as a digest that says nothing of them to whoever does not know the namespace's salt."""
+        text = "".join(f"{len(one)}:{one}" for one in whose).encode("utf-8", "surrogatepass")
+        return blake2b(text, digest_size=16, key=self._salt).hexdigest()
+
+    # retry
+    def retry_budget(self, name: str) -> Key:  # hash: calls and retries of the last seconds (lua/retry/exchange.lua)
+        return Key(f"{self._prefix}:retry:{{y}}:budget:{part(name)}")
 
     # cache
     def entry(self, cache: str, fingerprint: str, key: str, scope: str = "") -> Key:  # string: an entry (cache/entry.py)

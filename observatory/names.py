@@ -68,6 +68,9 @@ CACHE_NEAR_CHECKS: Final = "observatory_cache_near_checks_total"
 CACHE_NEAR_ENTRIES: Final = "observatory_cache_near_entries"
 CACHE_NEAR_EVICTIONS: Final = "observatory_cache_near_evictions_total"
 CACHE_NEAR_MISMATCHES: Final = "observatory_cache_near_mismatches_total"
+BREAKER_OPEN: Final = "observatory_breaker_open"
+BREAKER_REFUSALS: Final = "observatory_breaker_refusals_total"
+PAUSES: Final = "observatory_pauses_total"
 ANSWERS_UNKEPT: Final = "observatory_answers_unkept_total"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
 
@@ -124,6 +127,9 @@ OURS: Final[dict[str, Definition]] = {
     CACHE_NEAR_MISMATCHES: Definition(
         "counter", "", "Near hits that were older than cache.near_bound, by cache: never, or something is broken"
     ),
+    BREAKER_OPEN: Definition("gauge", "", "1 while a breaker is open or half open, as processes know it: ask for max"),
+    BREAKER_REFUSALS: Definition("counter", "", "Calls that an open breaker did not let through, by name"),
+    PAUSES: Definition("counter", "", "Pauses of the fleet that a provider asked for, by provider"),
     ANSWERS_UNKEPT: Definition("counter", "", "LLM calls whose answer the answer cache did not give to others, by reason"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
     EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
@@ -136,6 +142,7 @@ _LIMIT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _METRIC = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
+_BREAKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:-]{0,127}")
 _CACHE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -167,3 +174,7 @@ def unit(value: object, what: str) -> str:
 
 def cache_name(value: object) -> str:
     return _checked(_CACHE, value, "cache name")
+
+
+def breaker_name(value: object) -> str:
+    return _checked(_BREAKER, value, "breaker name")

@@ -49,6 +49,11 @@ TESTS = (
     f"{LIMITER}/test_acquire.py",
 )
 """The quickest killers first."""
+OTHERS = {
+    "breaker": ("tests/features/test_breaker_scripts.py", "tests/features/test_breaker.py", "tests/features/test_pauses.py"),
+    "retry": ("tests/features/test_retry_budget.py",),
+}
+"""Of other folders than the limiter's."""
 SLOW = "gains_and_loses or automatic_lending or thousand_waiters or embedded or idle_line or whole_client or without_the_fence"
 """Seconds each, and nothing that the others would not see."""
 PROFILE = """
@@ -162,6 +167,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--again", type=Path)
     given = parser.parse_args()
+    tests = OTHERS.get(given.folder.name, TESTS)
     picked = chosen(sorted(given.folder.glob("*.lua")), given.sample, given.seed)
     if given.again:
         survived = {line.removeprefix("survived ") for line in given.again.read_text().splitlines()}
@@ -174,13 +180,13 @@ def main() -> None:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         (copy / "mutants_profile.py").write_text(PROFILE)
-        assert not killer(copy, TESTS), "the tests fail before anything is changed"
+        assert not killer(copy, tests), "the tests fail before anything is changed"
         for number, mutant in enumerate(picked, 1):
             original = given.folder / mutant.file
             target = copy / "lua" / given.folder.name / mutant.file
             target.write_text(mutant.applied(original.read_text(encoding="utf-8")))
             began = time.monotonic()
-            by = killer(copy, TESTS)
+            by = killer(copy, tests)
             shutil.copy(original, target)
             verdict = "killed" if by else "survived"
             verdicts[mutant.file, verdict] += 1

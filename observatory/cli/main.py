@@ -11,12 +11,13 @@ from ..errors import InvalidArgument, StoreMisconfigured
 from ..features.presence import Member
 from ..store.check import Finding, describe, findings
 from ..version import __version__
-from . import ask, cache, limits, processes, streams
+from . import ask, breakers, cache, limits, processes, streams
 from .context import OUT, AsJson, Context, done, show_json, show_table
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(limits.rate_limiter, name="rate-limiter")
 app.add_typer(cache.cache, name="cache")
+app.add_typer(breakers.breaker, name="breaker")
 app.add_typer(ask.metrics, name="metrics")
 app.add_typer(streams.events, name="events")
 app.add_typer(streams.dead_letters, name="dead-letters")

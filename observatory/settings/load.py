@@ -3,16 +3,18 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from .. import names, units
 from ..errors import ConfigurationError, InvalidArgument
 from ..redaction import compiled
-from .table import SECTIONS, TABLE, Everything, LimitSettings, bounds, value_of
+from .table import SECTIONS, TABLE, BreakerSettings, Everything, LimitSettings, bounds, value_of
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Settings(Everything, frozen=True):
@@ -29,13 +31,15 @@ class Settings(Everything, frozen=True):
         found: dict[str, Any] = {}
         sources: dict[str, str] = {}
         limits: dict[str, LimitSettings] = {}
+        breakers: dict[str, BreakerSettings] = {}
         path: str | None = (
             file or environ.get("OBSERVATORY_CONFIG") or ("observatory.toml" if Path("observatory.toml").is_file() else None)
         )
         if path is not None:
             layer = Path(path).name
             document = _read(path)
-            limits = _limits(document.pop("limits", {}), layer)
+            limits = _tables(document.pop("limits", {}), layer, "limits", LimitSettings, names.limit_name)
+            breakers = _tables(document.pop("breakers", {}), layer, "breakers", BreakerSettings, names.breaker_name)
             for key, value in _flat(document, layer):
                 found[key], sources[key] = _parse(key, value, layer), layer
         warnings: list[str] = []
@@ -48,7 +52,7 @@ class Settings(Everything, frozen=True):
                 raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
             key = _ARGUMENTS[name]
             found[key], sources[key] = _parse(key, value, f"argument {name}"), "arguments"
-        return _build(found, limits=limits, sources=sources, warnings=tuple(warnings))
+        return _build(found, limits=limits, breakers=breakers, sources=sources, warnings=tuple(warnings))
 
     def replace(self, **values: Any) -> "Settings":
         """The same settings with some values changed, named as in `load`."""
@@ -57,7 +61,7 @@ class Settings(Everything, frozen=True):
             if name not in _ARGUMENTS:
                 raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
             found[_ARGUMENTS[name]] = _parse(_ARGUMENTS[name], value, f"argument {name}")
-        return _build(found, limits=self.limits, sources=self.sources, warnings=self.warnings)
+        return _build(found, limits=self.limits, breakers=self.breakers, sources=self.sources, warnings=self.warnings)
 
 
 _ARGUMENTS = {key.replace(".", "_"): key for key in TABLE}
@@ -97,28 +101,29 @@ def _flat(document: Mapping[str, Any], layer: str) -> Iterator[tuple[str, Any]]:
         elif name in TABLE:
             yield name, value
         else:
-            raise ConfigurationError(f"{layer}: {name}: unknown key{_nearest(name, {*TABLE, *SECTIONS, 'limits'})}")
+            raise ConfigurationError(f"{layer}: {name}: unknown key{_nearest(name, {*TABLE, *SECTIONS, 'limits', 'breakers'})}")
 
 
-def _limits(tables: Any, layer: str) -> dict[str, LimitSettings]:
+def _tables(tables: Any, layer: str, section: str, kind: type[T], name_of: Callable[[object], str]) -> dict[str, T]:
+    """What a file says by name: limits, breakers."""
     if not isinstance(tables, dict):
-        raise ConfigurationError(f"{layer}: limits: must be a table of tables")
-    found: dict[str, LimitSettings] = {}
+        raise ConfigurationError(f"{layer}: {section}: must be a table of tables")
+    found: dict[str, T] = {}
+    fields = set(kind.__struct_fields__)
     for name, table in tables.items():
         try:
-            names.limit_name(name)
+            name_of(name)
         except InvalidArgument as error:
-            raise ConfigurationError(f"{layer}: limits: {error.message}") from error
+            raise ConfigurationError(f"{layer}: {section}: {error.message}") from error
         if not isinstance(table, dict):
-            raise ConfigurationError(f"{layer}: limits.{name}: must be a table, got {table!r:.60}")
+            raise ConfigurationError(f"{layer}: {section}.{name}: must be a table, got {table!r:.60}")
         for field in table:
-            if field not in LimitSettings.__struct_fields__:
-                nearest = _nearest(field, set(LimitSettings.__struct_fields__))
-                raise ConfigurationError(f"{layer}: limits.{name}.{field}: unknown key{nearest}")
+            if field not in fields:
+                raise ConfigurationError(f"{layer}: {section}.{name}.{field}: unknown key{_nearest(field, fields)}")
         try:
-            found[name] = msgspec.convert(table, LimitSettings)
+            found[name] = msgspec.convert(table, kind)
         except msgspec.ValidationError as error:
-            raise ConfigurationError(f"{layer}: limits.{name}: {error}") from error
+            raise ConfigurationError(f"{layer}: {section}.{name}: {error}") from error
     return found
 
 

@@ -98,6 +98,12 @@ class RetrySettings(Section, frozen=True):
     wait_max: Annotated[float, Row("seconds", "longest wait, after jitter", "s")] = 10.0
     wait_jitter: Annotated[float, Row("seconds", "most that is added at random", "s")] = 1.0
     wait_exp_base: Annotated[float, Row("fraction", "each wait is the one before times this", least=1, most=1000)] = 2.0
+    budget: Annotated[
+        float, Row("fraction", "share of a name's calls that may be retries, in the whole fleet", least=0, most=1)
+    ] = 0.1
+    budget_reserve: Annotated[
+        int, Row("count", "retries of a name in 10 s, in the whole fleet, that need no calls", most=1_000_000)
+    ] = 10
 
 
 class MetricsSettings(Section, frozen=True):
@@ -226,6 +232,22 @@ class LimitSettings(msgspec.Struct, frozen=True):
     timezone: str | None = None
 
 
+class BreakerSettings(msgspec.Struct, frozen=True):
+    """A breaker as a file says it; a name that no file mentions has these defaults."""
+
+    failure_rate: float = 0.5
+    """Opens when this fraction of the calls failed,"""
+    min_calls: int = 20
+    """if there were so many in the window;"""
+    consecutive: int = 5
+    """and at so many failures in a row; 0: not at all."""
+    window: int | float | str = 30.0
+    open_for: int | float | str = 30.0
+    """Until a probe is let through; and for so long nobody else probes."""
+    slow_after: int | float | str | None = None
+    """A call that takes longer has failed; None: however long it takes."""
+
+
 class Everything(_Discreet, frozen=True):
     """All settings of one process, by section."""
 
@@ -248,6 +270,7 @@ class Everything(_Discreet, frozen=True):
     serve: Serve = Serve()
     worker: Worker = Worker()
     limits: Mapping[str, LimitSettings] = {}
+    breakers: Mapping[str, BreakerSettings] = {}
     sources: Mapping[str, str] = {}
     """Which layer each setting that is not a default came from."""
     warnings: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
@@ -136,7 +137,7 @@ async def test_thousands_of_attempts_have_a_wait(obs: Observatory) -> None:
         tried += 1
         raise OSError("no")
 
-    retry = obs.retry(attempts=1_100, timeout=None, wait_initial=1e-9, wait_max=0, wait_jitter=0)
+    retry = obs.retry(attempts=1_100, timeout=None, budget=False, wait_initial=1e-9, wait_max=0, wait_jitter=0)
     with pytest.raises(OSError, match="no"):
         await retry.execute(failing)
     assert tried == 1_100
@@ -159,3 +160,135 @@ async def test_on_that_says_nothing(obs: Observatory, on: object) -> None:
     """Refused where the policy is made."""
     with pytest.raises(InvalidArgument, match="on must be an exception"):
         obs.retry(on=on)  # type: ignore[call-overload]
+
+
+async def test_deadline_cuts_an_attempt(policy: Any) -> None:
+    """Also the first one, and one behind a failure; what was tried before is noted."""
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await policy(timeout=0.1).execute(asyncio.sleep, 60)
+    calls = 0
+
+    async def hangs_then() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ConnectionError("reset")
+        await asyncio.sleep(60)
+
+    with pytest.raises(TimeoutError) as caught:
+        await policy(timeout=0.2).execute(hangs_then)
+    assert time.monotonic() - began < 5
+    assert calls == 2
+    assert [note.split(" after ")[0].removeprefix("observatory: ") for note in caught.value.__notes__[1:]] == [
+        "attempt 1 of 3: ConnectionError",
+        "attempt 2 of 3: TimeoutError",
+    ]
+
+
+async def test_cancellation_and_a_timeout_at_one_moment(policy: Any) -> None:
+    """Who is cancelled is cancelled, whatever the policy's own clock says; a timeout around it stays that one's."""
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            asyncio.current_task().cancel()  # type: ignore[union-attr]
+            raise
+
+    task = asyncio.create_task(policy(attempt_timeout=0.02).execute(stubborn))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await policy(attempt_timeout=60).execute(asyncio.sleep, 60)
+    current = asyncio.current_task()
+    assert current is not None
+    assert current.cancelling() == 0
+    flaky = Flaky(0)
+    assert await policy(attempt_timeout=0.5).execute(flaky) == "ok"
+
+
+async def test_attempts_around_a_block(policy: Any, obs: Observatory) -> None:
+    """Numbers, waits; the error of the last one, with notes; a block that succeeds ends the loop."""
+    seen = []
+    async for attempt in policy(name="blocks", wait_initial=0.002, wait_jitter=0):
+        with attempt:
+            seen.append((attempt.num, attempt.next_wait))
+            if attempt.num < 3:
+                raise ConnectionError("reset")
+    assert seen == [(1, 0.002), (2, 0.004), (3, 0.008)]
+
+    async def block(policy: Any, does: Callable[[], Awaitable[object]]) -> None:
+        async for attempt in policy:
+            with attempt:
+                await does()
+
+    with pytest.raises(ConnectionError) as caught:
+        await block(policy(name="blocks"), Flaky(9))
+    assert "gave up blocks after 3 of 3 attempts" in caught.value.__notes__[0]
+    for error, calls in ((ValueError("a bug"), 1), (asyncio.CancelledError(), 1), (KeyboardInterrupt(), 1)):
+        flaky = Flaky(9, error)
+        with pytest.raises(type(error)):
+            await block(policy, flaky)
+        assert flaky.calls == calls
+    with pytest.raises(TimeoutError):
+        await block(policy(attempts=2, attempt_timeout=0.01), lambda: asyncio.sleep(60))
+    await obs.flush()
+    for outcome, times in (("retried", 4), ("gave_up", 1)):
+        found = await obs.metrics.query(Metric.RETRY_ATTEMPTS, where={"name": "blocks", "outcome": outcome})
+        assert found.value == times
+
+
+async def test_hooks_are_told_and_harm_nothing(policy: Any) -> None:
+    """Before each wait; one that fails is logged and goes on."""
+    told: list[Any] = []
+
+    def broken(_: object) -> None:
+        raise RuntimeError("of the hook")
+
+    error = ConnectionError("reset")
+    await policy(name="fetch", hooks=(broken, told.append)).execute(Flaky(2, error))
+    assert [(one.name, one.retry_num, one.caused_by) for one in told] == [("fetch", 1, error), ("fetch", 2, error)]
+    assert told[1].waited_so_far == pytest.approx(told[0].wait_for)
+    with pytest.raises(InvalidArgument, match="hooks"):
+        policy(hooks="hook")
+
+
+async def test_waits_that_are_asked_for_are_spread_and_those_of_on_are_exact(policy: Any) -> None:
+    """Not everybody comes back at one moment; but who writes a function means what it says."""
+    told: list[Any] = []
+    policy = policy(hooks=(told.append,), budget=False)
+    for _ in range(20):
+        await policy(wait_jitter=1.0).execute(Flaky(1, StoreUnavailable("x", retry_after=0.01)))
+    waits = [one.wait_for for one in told]
+    assert all(0.01 <= wait <= 0.011 for wait in waits)
+    assert len(set(waits)) > 10
+    told.clear()
+    await policy(on=lambda error: 0.01, wait_jitter=1.0).execute(Flaky(2))
+    assert [one.wait_for for one in told] == [0.01, 0.01]
+
+
+async def test_test_mode(obs: Observatory) -> None:
+    """No waits, fewer attempts, no budget; over when it is over."""
+    patient = obs.retry(attempts=9, timeout=None, wait_initial=60, wait_max=60)
+    began = time.monotonic()
+    for most, calls in ((1, 1), (4, 4), (99, 9)):
+        flaky = Flaky(99)
+        with obs.retry.testing(most), pytest.raises(ConnectionError):
+            await patient.execute(flaky)
+        assert flaky.calls == calls
+    assert time.monotonic() - began < 5
+    task = asyncio.create_task(patient.execute(Flaky(1)))
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_notes_show_no_content(policy: Any) -> None:
+    """Classes, statuses, times: what an error says may be anybody's."""
+    with pytest.raises(ConnectionError) as caught:
+        await policy.execute(Flaky(9, ConnectionError("sk-secret")))
+    assert len(caught.value.__notes__) == 4
+    assert "sk-secret" not in "".join(caught.value.__notes__)

@@ -10,6 +10,7 @@ from tests.servers import ROOT
 
 HOUSE = ROOT / "observatory"
 FLOORS = {
+    "documents": -0.1,
     "errors": 0,
     "types": 0,
     "version": 0,
@@ -22,6 +23,7 @@ FLOORS = {
     "notes": 0.1,
     "rooms": 0,
     "redaction": 0.1,
+    "replies": 0,
     "otlp": 0.2,
     "envelope": 0.2,
     "settings": 1,

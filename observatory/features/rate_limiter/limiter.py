@@ -21,7 +21,7 @@ from .notices import Recording
 from .policies import Policies
 from .reservation import PendingReservation, Reservation, Settlement, Token, by_unit, checked_lease, new_id
 from .shape import UNKNOWN_FOR_US
-from .waiting import Waiting
+from .waiting import Pausing, Waiting
 from .wanted import Cost, LimitRef, Verdict, Wanted
 
 MOST_DEBT = 10
@@ -47,13 +47,14 @@ class RateLimiter:
         replicas: int = 1,
         owner: Callable[[], str] = lambda: "observatory",
         instances: Callable[[], int] = lambda: 0,
+        pauses: Pausing | None = None,
     ) -> None:
         self._metrics = metrics
         self._policies = Policies(settings)
         self._desk = Desk(store, clock, replicas)
         self._judge = Judge(self._desk, clock, metrics, self._policies, instances)
         self._lines = Lines(self._desk, owner)
-        self._waiting = Waiting(self._judge, self._desk, self._lines, clock)
+        self._waiting = Waiting(self._judge, self._desk, self._lines, clock, pauses)
 
     # which limits there are
     def use(self, settings: Mapping[str, LimitSettings]) -> None:
@@ -103,13 +104,13 @@ class RateLimiter:
     async def acquire(
         self, limit: LimitRef, identity: Identity | None = None, cost: Cost = 1, *, timeout: float | None = 30.0
     ) -> Decision:
-        """Wait in the fleet's line; nobody overtakes. None waits for ever.
+        """Wait for the pause of a known `provider` and `model` (obs.pauses), then in the fleet's line. None waits for ever.
 
         RateLimitExceeded, with the decision, after `timeout` seconds, or at once when it cannot be in time or can never fit.
-        Cancelled while waiting: nothing is taken.
+        CoolingDown: the pause takes longer. Cancelled while waiting: nothing is taken. Nobody overtakes.
         """
-        patience = units.timeout(timeout)
         wanted = self._wanted(limit, identity, cost)
+        patience = await self._waiting.paused(wants.given(identity), units.timeout(timeout))
         decision = await self._judge.decide("take", wanted, limit)
         wanted = _binding(wanted)
         if not decision.allowed:

@@ -1,13 +1,13 @@
 """Insisting: stand in the line of the limit that binds, until all fit or the time is over."""
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from ...errors import RateLimitExceeded, StoreUnavailable
 from ...store.journey import heard
-from ...types import Clock
+from ...types import Clock, Identity
 from .decision import Decision, verdict
 from .desk import Answer, Desk, PartAnswer
 from .judge import Judge
@@ -19,14 +19,25 @@ MEANWHILE = 5.0
 """Seconds for which a limit whose turn has come is held while the others are asked."""
 
 
+class Pausing(Protocol):
+    """Who knows whom the fleet leaves alone for a while."""
+
+    async def sit_out(self, identity: Identity, patience: float | None) -> float | None: ...
+
+
 class Waiting:
     """Those who wait in this process."""
 
-    def __init__(self, judge: Judge, desk: Desk, lines: Lines, clock: Clock) -> None:
+    def __init__(self, judge: Judge, desk: Desk, lines: Lines, clock: Clock, pauses: Pausing | None = None) -> None:
         self._judge = judge
         self._desk = desk
         self._lines = lines
         self._clock = clock
+        self._pauses = pauses
+
+    async def paused(self, identity: Identity, patience: float | None) -> float | None:
+        """Until who is to be called may be called; what is left of the patience. CoolingDown: that takes longer."""
+        return patience if self._pauses is None else await self._pauses.sit_out(identity, patience)
 
     async def stand(
         self,

@@ -1,0 +1,74 @@
+"""Problem documents (RFC 9457) as they come over the wire: whoever wrote them, what can be read of them is read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol
+
+QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+"""The problem types of the IETF RateLimit draft (draft-ietf-httpapi-ratelimit-headers): a limit refused,"""
+REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+"""and nobody could ask it."""
+
+
+class Refusal(Protocol):
+    """What a refused decision says. `Decision` is one; errors stand on the ground and import nothing."""
+
+    @property
+    def allowed(self) -> bool: ...
+    @property
+    def parts(self) -> "Sequence[Refusal]": ...
+    @property
+    def limit(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def cost(self) -> int | Decimal: ...
+    @property
+    def remaining(self) -> int | Decimal: ...
+    @property
+    def capacity(self) -> int | Decimal: ...
+    @property
+    def retry_after(self) -> float | None: ...
+    @property
+    def reset_after(self) -> float: ...
+
+
+class Document(NamedTuple):
+    """The members that mean something to us; None where one is missing, or means nothing."""
+
+    code: str | None
+    title: str | None
+    detail: str | None
+    status: int | None
+    retryable: bool | None
+    retry_after: float | None
+    remedy: str | None
+    context: Mapping[str, str] | None
+
+
+def read(problem: Mapping[str, Any]) -> Document:
+    """Never raises."""
+    status, retryable, context = problem.get("status"), problem.get("retryable"), problem.get("context")
+    return Document(
+        code=_text(problem.get("code")),
+        title=_text(problem.get("title")),
+        detail=_text(problem.get("detail")),
+        status=status if type(status) is int and 400 <= status <= 599 else None,
+        retryable=retryable if isinstance(retryable, bool) else None,
+        retry_after=_seconds(problem.get("retry_after")),
+        remedy=_text(problem.get("remedy")),
+        context={str(name): str(value) for name, value in context.items()} if isinstance(context, Mapping) else None,
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e12 or not math.isfinite(value):
+        return None
+    return float(value)

@@ -1,0 +1,64 @@
+"""When a breaker opens, and for how long: its settings in whole numbers, as the script takes them."""
+
+import random
+from typing import Any, NamedTuple
+
+from ... import units
+from ...errors import ConfigurationError, InvalidArgument
+from ...settings import BreakerSettings
+
+JITTER = 0.2
+"""An opening lasts up to this fraction longer, at random: what opened together is not tried together."""
+_LEAST_US = 1000
+_MOST_US = 86_400_000_000
+_MOST_CALLS = 10**9
+
+
+class Terms(NamedTuple):
+    """failure_ppm: of a million calls. slow_after: seconds, or None."""
+
+    failure_ppm: int
+    min_calls: int
+    consecutive: int
+    window_us: int
+    open_us: int
+    slow_after: float | None
+
+    @classmethod
+    def of(cls, name: str, settings: BreakerSettings) -> "Terms":
+        """ConfigurationError names the breaker and the field."""
+        rate = settings.failure_rate
+        if not 0 < rate <= 1:
+            raise _wrong(name, "failure_rate", rate, "a fraction above 0, at most 1")
+        return cls(
+            failure_ppm=max(round(rate * 1_000_000), 1),
+            min_calls=_count(name, "min_calls", settings.min_calls, 1),
+            consecutive=_count(name, "consecutive", settings.consecutive, 0),
+            window_us=_time(name, "window", settings.window),
+            open_us=_time(name, "open_for", settings.open_for),
+            slow_after=None if settings.slow_after is None else _time(name, "slow_after", settings.slow_after) / 1e6,
+        )
+
+    def opening_us(self) -> int:
+        """How long it is open if it opens now."""
+        return self.open_us + int(self.open_us * random.uniform(0, JITTER))
+
+
+def _wrong(name: str, field: str, value: object, wanted: str) -> ConfigurationError:
+    return ConfigurationError(f"breakers.{name}.{field}={units.shown(value, 40)}: must be {wanted}")
+
+
+def _count(name: str, field: str, value: int, least: int) -> int:
+    if not least <= value <= _MOST_CALLS:
+        raise _wrong(name, field, value, f"a whole number from {least} to {_MOST_CALLS}")
+    return value
+
+
+def _time(name: str, field: str, value: Any) -> int:
+    try:
+        found = units.microseconds(value, field)
+    except InvalidArgument as error:
+        raise ConfigurationError(f"breakers.{name}.{error.message}", remedy=error.remedy) from error
+    if not _LEAST_US <= found <= _MOST_US:
+        raise _wrong(name, field, value, "1 ms to 1 day")
+    return found
