@@ -12,6 +12,7 @@ import msgspec
 from .. import names, units
 from ..errors import ConfigurationError, InvalidArgument
 from ..redaction import compiled
+from .prices import Price, prices
 from .table import SECTIONS, TABLE, Everything, LimitSettings, bounds, value_of
 
 
@@ -29,6 +30,7 @@ class Settings(Everything, frozen=True):
         found: dict[str, Any] = {}
         sources: dict[str, str] = {}
         limits: dict[str, LimitSettings] = {}
+        priced: dict[str, tuple[Price, ...]] = {}
         path: str | None = (
             file or environ.get("OBSERVATORY_CONFIG") or ("observatory.toml" if Path("observatory.toml").is_file() else None)
         )
@@ -36,6 +38,7 @@ class Settings(Everything, frozen=True):
             layer = Path(path).name
             document = _read(path)
             limits = _limits(document.pop("limits", {}), layer)
+            priced = prices(document.pop("prices", {}), layer)
             for key, value in _flat(document, layer):
                 found[key], sources[key] = _parse(key, value, layer), layer
         warnings: list[str] = []
@@ -48,7 +51,7 @@ class Settings(Everything, frozen=True):
                 raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
             key = _ARGUMENTS[name]
             found[key], sources[key] = _parse(key, value, f"argument {name}"), "arguments"
-        return _build(found, limits=limits, sources=sources, warnings=tuple(warnings))
+        return _build(found, limits=limits, prices=priced, sources=sources, warnings=tuple(warnings))
 
     def replace(self, **values: Any) -> "Settings":
         """The same settings with some values changed, named as in `load`."""
@@ -57,7 +60,7 @@ class Settings(Everything, frozen=True):
             if name not in _ARGUMENTS:
                 raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
             found[_ARGUMENTS[name]] = _parse(_ARGUMENTS[name], value, f"argument {name}")
-        return _build(found, limits=self.limits, sources=self.sources, warnings=self.warnings)
+        return _build(found, limits=self.limits, prices=self.prices, sources=self.sources, warnings=self.warnings)
 
 
 _ARGUMENTS = {key.replace(".", "_"): key for key in TABLE}
@@ -97,7 +100,7 @@ def _flat(document: Mapping[str, Any], layer: str) -> Iterator[tuple[str, Any]]:
         elif name in TABLE:
             yield name, value
         else:
-            raise ConfigurationError(f"{layer}: {name}: unknown key{_nearest(name, {*TABLE, *SECTIONS, 'limits'})}")
+            raise ConfigurationError(f"{layer}: {name}: unknown key{_nearest(name, {*TABLE, *SECTIONS, 'limits', 'prices'})}")
 
 
 def _limits(tables: Any, layer: str) -> dict[str, LimitSettings]:

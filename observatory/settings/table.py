@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_
 import msgspec
 
 from ..types import LogLevel
+from .prices import Price
 
 
 class Row(NamedTuple):
@@ -248,6 +249,8 @@ class Everything(_Discreet, frozen=True):
     serve: Serve = Serve()
     worker: Worker = Worker()
     limits: Mapping[str, LimitSettings] = {}
+    prices: Mapping[str, tuple[Price, ...]] = {}
+    """By PROVIDER/MODEL: those that go before the catalogue's."""
     sources: Mapping[str, str] = {}
     """Which layer each setting that is not a default came from."""
     warnings: tuple[str, ...] = ()
