@@ -1,7 +1,6 @@
 """What a call costs: exact, in billionths of a dollar, or unknown. Never a guess."""
 
 from collections.abc import Iterable, Mapping
-from typing import Final
 
 from .. import units
 from ..settings import Price
@@ -9,8 +8,6 @@ from ..settings.prices import AMOUNTS, priced
 from .catalogue import Catalogue
 from .rates import Rates
 from .wire.used import Used
-
-MAX_OVERRIDES: Final = 100_000
 
 
 def _rates(price: Price) -> Rates:

@@ -233,11 +233,11 @@ class Listener:
                     self._started = begun
                     self._use(begun)
             case {"type": "message_delta", **rest}:
-                if isinstance(delta := rest.get("delta"), dict):
-                    self._ended(delta.get("stop_reason"))
-                if isinstance(said := rest.get("usage"), dict):
+                if isinstance(end := rest.get("delta"), dict):
+                    self._ended(end.get("stop_reason"))
+                if isinstance(so_far := rest.get("usage"), dict):
                     # Cumulative; what it leaves out is as it was said at the start.
-                    self._use({**self._started, **{name: value for name, value in said.items() if value is not None}})
+                    self._use({**self._started, **{name: value for name, value in so_far.items() if value is not None}})
             case {"type": "message_stop"}:
                 self.reading.terminated = True
             case {"type": "error", **rest}:
