@@ -2,7 +2,7 @@
 
 import sys
 
-from . import bench_cache_near, bench_growth, bench_metrics, bench_rate_limiter, bench_reservations, bench_worker
+from . import bench_cache, bench_cache_near, bench_growth, bench_metrics, bench_rate_limiter, bench_reservations, bench_worker
 from .harness import main
 
 if __name__ == "__main__":
@@ -12,6 +12,7 @@ if __name__ == "__main__":
         bench_growth.run(),
         main(bench_metrics.BENCHMARK),
         main(bench_worker.BENCHMARK),
+        main(bench_cache.BENCHMARK),
         main(bench_cache_near.BENCHMARK),
     ]
     sys.exit(max(broken))

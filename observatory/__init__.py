@@ -2,6 +2,7 @@
 
 from .client import Observatory
 from .errors import (
+    AnswerInterrupted,
     BudgetExceeded,
     CacheComputationFailed,
     CacheError,
@@ -25,7 +26,7 @@ from .features.cache import Cache, CacheStats
 from .features.metrics import Counter, Gauge, Histogram, Metrics
 from .features.rate_limiter import Decision, Limit, Override, RateLimiter, Reservation, Settlement
 from .features.retry import Retry
-from .llm import Usage
+from .llm import AnswerCache, Usage
 from .logs import Logger
 from .names import Metric
 from .settings import Settings
@@ -33,6 +34,8 @@ from .store.check import Health
 from .version import __version__
 
 __all__ = [
+    "AnswerCache",
+    "AnswerInterrupted",
     "BudgetExceeded",
     "Cache",
     "CacheComputationFailed",

@@ -11,7 +11,8 @@ ObservatoryError                      code                    HTTP  retryable
  ├─ CacheError                        cache                   500   no
  │   ├─ ValueTooLarge                 value_too_large         413   no
  │   ├─ NotEncodable (TypeError)      not_encodable           422   no
- │   └─ CacheComputationFailed        cache_computation       503   yes    of another process, or a moment ago
+ │   ├─ CacheComputationFailed        cache_computation       503   yes    of another process, or a moment ago
+ │   └─ AnswerInterrupted             answer_interrupted      502   yes    a shared stream, in its middle
  ├─ StoreError                        store                   503   yes
  │   ├─ StoreUnavailable              store_unavailable       503   yes    away, or slower than the bounded wait
  │   └─ StoreMisconfigured            store_misconfigured     503   no     eviction policy, ACL, version, auth
@@ -26,6 +27,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 __all__ = [
+    "AnswerInterrupted",
     "BudgetExceeded",
     "CacheComputationFailed",
     "CacheError",
@@ -248,8 +250,7 @@ class NotEncodable(CacheError, TypeError):
 
 
 class CacheComputationFailed(CacheError):
-    """What was to be cached could not be computed, by another process or a moment ago. `.kind` names the error that it met
-    there; `retry_after` says when somebody may try again. Who computes itself gets the error itself."""
+    """Not computed, by another process or a moment ago; `.kind` names the error there. Who computes gets the error itself."""
 
     code = "cache_computation"
     status = 503
@@ -258,8 +259,15 @@ class CacheComputationFailed(CacheError):
 
     @property
     def kind(self) -> str:
-        """The name of the error's class; empty when nobody knows."""
         return self.context.get("error", "")
+
+
+class AnswerInterrupted(CacheError):
+    """A stream from another process ended in its middle, with that process or its provider. Asking again begins anew."""
+
+    code = "answer_interrupted"
+    status = 502
+    retryable = True
 
 
 class StoreError(ObservatoryError):

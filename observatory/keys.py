@@ -205,6 +205,15 @@ class Keys:
         """What every key of a cache begins with that is kept near: for CLIENT TRACKING. Leases have another room."""
         return f"{self._prefix}:cache:{cache}:"
 
+    # answers
+    @staticmethod
+    def answer_log(entry: Key) -> tuple[Key, Key]:
+        """Of a stream on its way, in the slot of the entry that it becomes, and out of sight of who tracks entries: a hash of
+        what has come of it, and a string that is there while somebody reads that."""
+        log = entry.replace(":cache:", ":answers:", 1)
+        return Key(f"{log}:log"), Key(f"{log}:followed")
+
+    # all of them
     def pattern(self) -> str:
         """What SCAN takes to find every key of the namespace."""
         return f"{self._prefix}:*"

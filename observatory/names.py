@@ -71,6 +71,7 @@ CACHE_NEAR_CHECKS: Final = "observatory_cache_near_checks_total"
 CACHE_NEAR_ENTRIES: Final = "observatory_cache_near_entries"
 CACHE_NEAR_EVICTIONS: Final = "observatory_cache_near_evictions_total"
 CACHE_NEAR_MISMATCHES: Final = "observatory_cache_near_mismatches_total"
+ANSWERS_UNKEPT: Final = "observatory_answers_unkept_total"
 LINES_REPEATED: Final = "observatory_log_lines_repeated_total"
 
 SPAN_COST: Final = "observatory.cost_usd"
@@ -133,6 +134,7 @@ OURS: Final[dict[str, Definition]] = {
     CACHE_NEAR_MISMATCHES: Definition(
         "counter", "", "Near hits that were older than cache.near_bound, by cache: never, or something is broken"
     ),
+    ANSWERS_UNKEPT: Definition("counter", "", "LLM calls whose answer the answer cache did not give to others, by reason"),
     WINDOWS_FOLDED: Definition("counter", "", "10 s windows that became part of a longer one while the store was away"),
     EXPORTS_FAILED: Definition("counter", "", "Exports of metrics that were not received, by exporter"),
 }

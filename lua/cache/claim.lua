@@ -12,7 +12,7 @@ ARGV
 
 RETURNS {state, detail, left_ms}
   state          0 wait | 1 leased: the caller computes | 2 there: read it again | 3 failed
-  detail         string  why it failed (state 3), else empty
+  detail         string  why it failed (state 3); "spoilt": another type stood at the entry (state 1); else empty
   left_ms        int ms  how long lease or failure last (0: state 2)
 
 COMPLEXITY  O(1)
@@ -26,16 +26,22 @@ local token = ARGV[1]
 local lease_ms = tonumber(ARGV[2])
 local seen = ARGV[3]
 
-local value = redis.call('GET', entry)
-if value and #value > 0 and (seen == '' or string.sub(value, 1, #seen) ~= seen) then
+local value = redis.pcall('GET', entry)
+local spoilt = type(value) == 'table'
+if value and not spoilt and #value > 0 and (seen == '' or string.sub(value, 1, #seen) ~= seen) then
   return {2, '', 0}
 end
-local holder = redis.call('GET', lease)
-if not holder or holder == token then
-  redis.call('SET', lease, token, 'PX', lease_ms)
-  return {1, '', lease_ms}
-end
+local holder = redis.pcall('GET', lease)
 local left_ms = redis.call('PTTL', lease)
+-- Whoever computes renews, and a failure ends: what has no end, or another type, is nobody's, and SET replaces it.
+local ours = type(holder) == 'string' and left_ms >= 0
+if ours and string.sub(holder, 1, 1) ~= '!' and left_ms > 10 * lease_ms then
+  ours = false
+end
+if not ours or holder == token then
+  redis.call('SET', lease, token, 'PX', lease_ms)
+  return {1, spoilt and 'spoilt' or '', lease_ms}
+end
 if string.sub(holder, 1, 1) == '!' then
   return {3, string.sub(holder, 2), left_ms}
 end

@@ -22,7 +22,10 @@ local version = ARGV[1]
 local fingerprint = ARGV[2]
 local ttl_ms = tonumber(ARGV[3])
 
-local known = redis.call('GET', record) or version
+local known = redis.pcall('GET', record)
+if type(known) ~= 'string' then -- none, or a key of another type
+  known = version
+end
 local is_new = not string.find(known, fingerprint, 17, true)
 if is_new then
   known = string.format('%s %s', known, fingerprint)

@@ -22,7 +22,7 @@ local token = ARGV[1]
 local failure = ARGV[2]
 local keep_ms = tonumber(ARGV[3])
 
-if redis.call('GET', lease) ~= token then
+if redis.pcall('GET', lease) ~= token then
   return {0}
 end
 if keep_ms > 0 and failure ~= '' then

@@ -20,7 +20,7 @@ local lease = KEYS[1]
 local token = ARGV[1]
 local lease_ms = tonumber(ARGV[2])
 
-if redis.call('GET', lease) ~= token then
+if redis.pcall('GET', lease) ~= token then
   return {0}
 end
 redis.call('PEXPIRE', lease, lease_ms)

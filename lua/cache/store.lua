@@ -27,11 +27,14 @@ local ttl_ms = tonumber(ARGV[2])
 local token = ARGV[3]
 local expected = ARGV[4]
 
-if token ~= '' and redis.call('GET', lease) ~= token then
+if token ~= '' and redis.pcall('GET', lease) ~= token then
   return {0}
 end
 if expected ~= '*' then
-  local value = redis.call('GET', entry) or ''
+  local value = redis.pcall('GET', entry)
+  if type(value) ~= 'string' then -- nothing, or a key of another type: nobody's entry
+    value = ''
+  end
   if (expected == '' and value ~= '') or string.sub(value, 1, #expected) ~= expected then
     return {0}
   end

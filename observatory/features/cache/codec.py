@@ -13,6 +13,7 @@ from .entry import COMPRESSED
 T = TypeVar("T")
 MISSING: Any = object()
 """What bytes are that are no value of the type."""
+_SHOWN = (str, bytes, int, float, type(None))
 _LEVEL = 1
 """Of zlib: what a cache compresses it also waits for."""
 
@@ -46,12 +47,15 @@ class Codec(Generic[T]):
             raise self._too_large(len(value))  # before half a gigabyte is copied
         try:
             payload = self._encoder.encode(value)
+            if (size := len(payload)) > self._max_value:
+                del payload  # which the error would keep alive
+                raise self._too_large(size)
             # What cannot be read back must not be written: another process would find a miss where we promised a value.
             self._decoder.decode(payload)
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-            raise NotEncodable(f"{units.shown(value)} is not a {self.kind!r:.80}: {error}") from error
-        if len(payload) > self._max_value:
-            raise self._too_large(len(payload))
+            # To spell out a list that holds half a gigabyte would be to copy it.
+            what = units.shown(value) if isinstance(value, _SHOWN) else f"a {type(value).__name__}"
+            raise NotEncodable(f"{what} is not a {self.kind!r:.80}: {error}") from error
         if compress_over is not None and len(payload) > compress_over:
             smaller = zlib.compress(payload, _LEVEL)
             if len(smaller) < len(payload):

@@ -3,14 +3,12 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
-from weakref import WeakValueDictionary
 
 from aiocache import BaseCache
 from aiocache.base import SENTINEL
 
 from ... import units
 from ...errors import CacheError, InvalidArgument, NotEncodable, StoreError, StoreMisconfigured
-from ...keys import Key
 from .codec import MISSING
 from .entry import BOUNDED, COMPRESSED, MAX_TAGS, pack
 from .flight import Terms
@@ -98,7 +96,6 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
             raise InvalidArgument(f"on_store_down must be miss or stale, got {units.shown(on_store_down)}")
         self._last = on_store_down == "stale"
         self._own_terms = Terms(self._own_ttl_ms, self._own_stale_ms, (), 0.0, self._compress_over, self._last)
-        self._counting: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
     def _terms(self, ttl: Any = OWN, stale_for: Any = OWN, tags: Iterable[str] = (), fail_for: float = 0.0) -> Terms:
         if ttl is OWN and stale_for is OWN and tags == () and fail_for == 0.0:
@@ -217,16 +214,18 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
     async def add(self, key: str, value: T, ttl: float = OWN, *, tags: Iterable[str] = ()) -> bool:
         """Write where nothing is. ValueError when it exists (aiocache's contract)."""
         place, terms = self._place(key), self._terms(ttl, tags=tags)
-        while True:
+        for _ in range(_MOST_TRIES):
             look = await self._room.flights.look(place)
             if self._value(look) is not MISSING:
                 raise ValueError(f"cache {self.name}: key {key!r:.80} exists already")
             if await self._write(place, value, terms, look.head or ABSENT):
                 return True
+        raise self._busy(key)
 
     @told
     async def delete(self, key: str) -> int:
-        """Remove, in all generations of the class: 1 when there was one. What is computed meanwhile is not stored."""
+        """Remove, in all generations of the class: 1 when there was one (of another generation, also one that a tag has ended).
+        What is computed meanwhile is not stored."""
         place = self._place(key)
         look = await self._room.shelf.read(place)
         try:
@@ -258,7 +257,7 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         if isinstance(delta, bool) or not isinstance(delta, int):
             raise InvalidArgument(f"delta must be a whole number, got {units.shown(delta)}")
         place = self._place(key)
-        lock = self._counting.setdefault(place.entry, asyncio.Lock())
+        lock = self._room.counting.setdefault(place.entry, asyncio.Lock())
         async with lock:  # of this process one at a time: the others would only lose to it
             for _ in range(_MOST_TRIES):
                 look = await self._room.shelf.read(place)

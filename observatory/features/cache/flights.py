@@ -22,7 +22,7 @@ from .counts import Counts
 from .entry import BOUNDED, Entry, pack
 from .flight import Flight, Landed, Terms, through
 from .generations import UNTYPED, beside
-from .lease import FAILED, LEASED, THERE, Lease, failure
+from .lease import FAILED, LEASED, SPOILT, THERE, Lease, failure, held
 from .shelf import Look, Place, Shelf
 
 T = TypeVar("T")
@@ -195,6 +195,8 @@ class Flights(Generic[T]):
                 self._counts.error()
                 return await self._alone(compute)
             if claim.state == LEASED:
+                if claim.detail == SPOILT:
+                    self._counts.corrupt()
                 return await self._compute(flight, place, compute, terms, lease, look)
             if claim.state == FAILED:
                 raise failure(self._name, claim.detail, claim.left)
@@ -227,6 +229,7 @@ class Flights(Generic[T]):
         try:
             versions = await self._versions(place, terms, look)
             began = monotonic()
+            held.set(lease.token)
             value = await compute()
             cost_us = int((monotonic() - began) * 1e6)
             payload, flags = self._codec.encode(value, terms.compress_over)

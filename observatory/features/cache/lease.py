@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,6 +23,9 @@ TOLD_FOR = 1.0
 """Seconds for which a failure is told to everybody who asks."""
 _LONGEST = 500
 
+held: ContextVar[str] = ContextVar("observatory_cache_lease", default="")
+"""The token under which the task at hand computes; empty where it does so for itself alone."""
+
 WAIT, LEASED, THERE, FAILED = range(4)
 
 
@@ -39,8 +43,11 @@ def _renew(store: Values, *, lease: Key, token: str, lease_ms: int) -> Awaitable
 def _release(store: Values, *, lease: Key, token: str, failure: str | bytes, keep_ms: int) -> Awaitable[list[int]]: ...
 
 
+SPOILT = b"spoilt"
+
+
 class Claim(NamedTuple):
-    """What the script answered."""
+    """What the script answered. detail: why it failed, or SPOILT where the store had another type of key for the entry."""
 
     state: int
     detail: bytes

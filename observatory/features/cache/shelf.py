@@ -143,7 +143,7 @@ class Shelf:
 
     async def record(self, place: Place, life_ms: int) -> Record:
         """Under which version to write now what lives so long."""
-        kept = await self._opened().command("GET", place.record, link="values")
+        (kept,) = await read_all(self._opened(), (place.record,))
         return await self.versions.joined(place.record, record_of(kept), life_ms)
 
     async def forget(self, scope: str) -> None:

@@ -1,7 +1,9 @@
 """The caches of one process, by name: one type a name, and whatever the handles of one name share."""
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from ... import dimensions, names, units
 from ...errors import ConfigurationError, InvalidArgument
@@ -34,6 +36,8 @@ class Room:
         self.name = name
         self.bounds = bounds
         self.store = space.store
+        self.counting: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        """Whose number is being added to."""
         self.codec: Codec[Any] = Codec(kind, space.max_value)
         self.counts = Counts(space.metrics, name)
         self.near: Near[Any] | None = None
@@ -167,6 +171,7 @@ class CacheSpace:
             if room.near is not None:
                 room.near.forget()
             room.flights.forget()
+            room.counting.clear()
             room.counts.forget()
 
 

@@ -12,10 +12,12 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from ...clock import monotonic
+from ...errors import StoreError, StoreMisconfigured, StoreUnavailable
 from ...keys import Key
 from ...store.script import lua
 from ...store.store import Store
@@ -53,8 +55,12 @@ def _join(store: Values, *, record: Key, version: str, fingerprint: str, ttl_ms:
 
 def record_of(stored: bytes | None) -> Record | None:
     """As it was written; None when there is none, or it is not one of ours."""
-    if stored is None:
-        return None
+    return None if stored is None else _parsed(stored)
+
+
+@lru_cache(1024)
+def _parsed(stored: bytes) -> Record | None:
+    """Remembered: a cache has one, and every hit reads it."""
     try:
         version, *generations = stored.decode("ascii").split(" ")
         binary = bytes.fromhex(version)
@@ -110,7 +116,13 @@ class Versions:
         store = self._store()
         key = store.keys.cache_tag(self._name, digest.hex(), scope)
         made = secrets.token_bytes(8)
-        found: bytes | None = await store.command("SET", key, made, "NX", "GET", "PX", keep_ms, link="values")
+        try:
+            found: bytes | None = await store.command("SET", key, made, "NX", "GET", "PX", keep_ms, link="values")
+        except (StoreUnavailable, StoreMisconfigured):
+            raise
+        except StoreError:  # a key of another type stands there, which is no version: nothing counts under it
+            await self.forget(key)
+            found = await store.command("SET", key, made, "NX", "GET", "PX", keep_ms, link="values")
         if found is None:
             self._keep(key, keep_ms)
             return made
@@ -166,9 +178,14 @@ def touching(near: Near[Any] | None, *keys: Key) -> Iterator[None]:
             near.written(key)
 
 
-async def read_all(store: Store, keys: Sequence[Key]) -> list[bytes | None]:
-    """The strings at these keys, in one trip; on a cluster in as many at once as there are keys."""
+def read_all(store: Store, keys: Sequence[Key]) -> Awaitable[list[bytes | None]]:
+    """The strings at these keys, in one trip; on a cluster in as many at once as there are keys. A key of another type is none:
+    MGET says so where GET would fail."""
     if store.is_cluster:
-        return list(await asyncio.gather(*(store.command("GET", key, link="values") for key in keys)))
-    found: list[bytes | None] = await store.command("MGET", *keys, link="values")
-    return found
+        return _of_several(store, keys)
+    return store.link("values").call("MGET", *keys)  # no coroutine of our own: it is on the way of every hit
+
+
+async def _of_several(store: Store, keys: Sequence[Key]) -> list[bytes | None]:
+    each = await asyncio.gather(*(store.command("MGET", key, link="values") for key in keys))
+    return [one for (one,) in each]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from observatory import Limit, Observatory, RateLimitExceeded, StoreUnavailable
+from observatory.settings import Settings
 from tests.servers import process, wait_until
 from tests.topologies import Cluster, Sentinels
 
@@ -92,7 +93,7 @@ asyncio.run(main())
 
 async def test_death_between_two_slots_is_returned_at_the_deadline(cluster: Cluster, opening: Opening) -> None:
     """Killed with two slots held: after two seconds everything is there again, without anybody's doing."""
-    obs = await opening(cluster)
+    obs = await opening(cluster, settings=Settings().replace(redis_max_wait=2.0))
     with process(["-c", HALF_WAY, cluster.url, obs.settings.namespace]) as dies:
         await asyncio.to_thread(dies.wait, 20)
     several = limits()
