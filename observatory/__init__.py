@@ -26,14 +26,15 @@ from .features.cache import Cache, CacheStats
 from .features.metrics import Counter, Gauge, Histogram, Metrics
 from .features.rate_limiter import Decision, Limit, Override, RateLimiter, Reservation, Settlement
 from .features.retry import Retry
-from .llm import AnswerCache, Usage
+from .llm import LLM, AnswerCache, Call, Prices, Usage
 from .logs import Logger
 from .names import Metric
-from .settings import Settings
+from .settings import Price, Settings
 from .store.check import Health
 from .version import __version__
 
 __all__ = [
+    "LLM",
     "AnswerCache",
     "AnswerInterrupted",
     "BudgetExceeded",
@@ -42,6 +43,7 @@ __all__ = [
     "CacheError",
     "CacheMiss",
     "CacheStats",
+    "Call",
     "ConfigurationError",
     "Counter",
     "Decision",
@@ -60,6 +62,8 @@ __all__ = [
     "ObservatoryError",
     "Override",
     "PayloadTooLarge",
+    "Price",
+    "Prices",
     "RateLimitExceeded",
     "RateLimiter",
     "Reservation",

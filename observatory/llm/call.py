@@ -217,12 +217,9 @@ class Meters:
             self._into.counter(Metric.ERRORS_TOTAL).bind(code=(call.error or "unknown")[:200], module="llm").add(1)
         if call.status == "refused":
             return
-        if call.latency is not None:
-            meter.latency.record(call.latency)
-        if call.time_to_first_token is not None:
-            meter.first_token.record(call.time_to_first_token)
         if call.estimated:
             meter.estimated.add(1)
+        self._times(meter, call)
         if (usage := call.usage) is not None:
             if usage.input_tokens:
                 meter.input.add(usage.input_tokens)
@@ -232,6 +229,13 @@ class Meters:
             meter.cost.add(nano_usd / 1e9 if nano_usd < _EXACT_AS_DOUBLE else call.cost_usd)
         elif usage is not None:
             meter.unpriced.add(1)
+
+    @staticmethod
+    def _times(meter: _Meter, call: Record | StoredCall) -> None:
+        if call.latency is not None:
+            meter.latency.record(call.latency)
+        if call.time_to_first_token is not None:
+            meter.first_token.record(call.time_to_first_token)
 
 
 class Recording(Protocol):

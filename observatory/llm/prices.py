@@ -45,7 +45,7 @@ class Prices:
     def cost(
         self,
         provider: str,
-        models: Iterable[str],
+        models: Iterable[str | None],
         used: Used,
         *,
         at_us: int,

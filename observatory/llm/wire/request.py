@@ -49,7 +49,8 @@ _KNOWN: Final = tuple((re.compile(pattern), provider) for pattern, provider in _
 COMPATIBLE: Final[Mapping[bool, str]] = {False: "openai_compatible", True: "anthropic_compatible"}
 """Of an address that nobody has named: what it speaks is known, and who it is is not."""
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
-_KEYS: Final = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+CREDENTIALS: Final = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+"""Headers that a key comes in."""
 _RETRY: Final = "x-stainless-retry-count"
 MAX_BODY: Final = 64 * 2**20
 """Bytes: a request above is not looked into."""
@@ -161,7 +162,7 @@ def _port(scheme: str, netloc: str) -> int | None:
 
 
 def _digest(headers: Mapping[str, str], secret: bytes) -> str | None:
-    key = next((headers[name] for name in _KEYS if headers.get(name)), None)
+    key = next((headers[name] for name in CREDENTIALS if headers.get(name)), None)
     if key is None:
         return None
     scheme, _, credential = key.partition(" ")

@@ -10,11 +10,14 @@ LONGEST: Final = 8192
 
 
 class Events:
-    """Feed it bytes. short: called with each event's name and data. long: with name and skim of one too long to keep."""
+    """Feed it bytes. short: called with each event's name and data. long: with name and skim of one above `longest` bytes."""
 
-    __slots__ = ("_carry", "_cr", "_head", "_long", "_short", "_skim", "_started")
+    __slots__ = ("_carry", "_cr", "_head", "_long", "_longest", "_short", "_skim", "_started")
 
-    def __init__(self, short: Callable[[bytes, bytes], None], long: Callable[[bytes, Skim], None]) -> None:
+    def __init__(
+        self, short: Callable[[bytes, bytes], None], long: Callable[[bytes, Skim], None], longest: int = LONGEST
+    ) -> None:
+        self._longest = longest
         self._short = short
         self._long = long
         self._carry = bytearray()
@@ -42,12 +45,15 @@ class Events:
             del carry[: end + 2]
             searched = 0
             self._block(block)
-        if len(carry) > LONGEST:
+        if len(carry) > self._longest:
             self._pass(bytes(carry[:-1]))
             del carry[:-1]
 
     def end(self) -> None:
         """What has no empty line behind it is no event: it is forgotten, as the standard has it."""
+        if self._cr:
+            self._cr = False
+            self.feed(b"\n")
         self._carry.clear()
         self._skim = None
 
@@ -74,7 +80,7 @@ class Events:
             skim, self._skim = self._skim, None
             skim.feed(block)
             self._long(self._head, skim)
-        elif len(block) > LONGEST:
+        elif len(block) > self._longest:
             self._pass(block)
             self._block(b"")
         elif block.startswith(b"data: ") and b"\n" not in block:
