@@ -10,10 +10,8 @@ from .. import units
 from ..errors import ConfigurationError, InvalidArgument
 from ..types import Amount
 
-_FROM = {"from_": "from"}
 
-
-class Price(msgspec.Struct, frozen=True, rename=_FROM, forbid_unknown_fields=True):
+class Price(msgspec.Struct, frozen=True):
     """Dollars for a million tokens. What is left out costs what input or output costs; audio, hour-long cache writes and web
     searches (a thousand of them) that have no price make the cost of a call that uses them unknown."""
 
@@ -35,9 +33,11 @@ class Price(msgspec.Struct, frozen=True, rename=_FROM, forbid_unknown_fields=Tru
         for name in AMOUNTS:
             if (value := getattr(self, name)) is not None:
                 units.units(units.parsed(value, name), "usd", name)
+        if self.from_ is not None and not isinstance(self.from_, date):
+            raise InvalidArgument(f"from must be a date or a moment, got {units.shown(self.from_, 80)}")
         if isinstance(self.from_, datetime) and self.from_.tzinfo is None:
             raise InvalidArgument(f"from {self.from_} does not say its time zone", remedy="Write a date, or end it with Z")
-        if self.tenant is not None and not self.tenant:
+        if self.tenant is not None and (not isinstance(self.tenant, str) or not self.tenant):
             raise InvalidArgument("tenant must be a name, or left out")
 
     @property
@@ -68,7 +68,18 @@ def prices(tables: Any, layer: str) -> dict[str, tuple[Price, ...]]:
     found = {}
     for name, said in tables.items():
         try:
-            found[priced(name)] = msgspec.convert(said if isinstance(said, list) else [said], tuple[Price, ...])
-        except (msgspec.ValidationError, InvalidArgument) as error:
-            raise ConfigurationError(f'{layer}: prices."{name}": {error}') from error
+            found[priced(name)] = tuple(_price(one) for one in (said if isinstance(said, list) else [said]))
+        except InvalidArgument as error:
+            raise ConfigurationError(f'{layer}: prices."{name}": {error.message}') from error
     return found
+
+
+def _price(table: Any) -> Price:
+    if not isinstance(table, dict):
+        raise InvalidArgument(f"must be a table, got {units.shown(table, 60)}")
+    known = {*AMOUNTS, "from", "tenant"}
+    if strange := [name for name in table if name not in known]:
+        raise InvalidArgument(f"{strange[0]}: unknown key, known are {', '.join(sorted(known))}")
+    if "input" not in table:
+        raise InvalidArgument("input: is missing")
+    return Price(**{"from_" if name == "from" else name: value for name, value in table.items()})

@@ -66,7 +66,7 @@ class _Brotli:
             plain = step(data, output_buffer_limit=STEP)
             while plain:
                 yield plain
-                plain = b"" if self._decompressor.can_accept_more_data() else step(b"", output_buffer_limit=STEP)
+                plain = step(b"", output_buffer_limit=STEP)  # until it has no more of it
         except self._library.error as error:
             raise ValueError("it cannot be decoded as br") from error
 
