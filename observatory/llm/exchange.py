@@ -173,6 +173,15 @@ class Exchange:
             INTERNAL.warning("the answer of an LLM call could not be read: %s", type(error).__name__, exc_info=True)
 
     # how it ends
+    def moved(self, status: int) -> None:
+        """It is to be asked elsewhere: the call is the one that is made there."""
+        self._done = True
+        with _quietly():
+            self._desk.open(-1)
+            if self._span is not None:
+                self._span.set_attribute("http.response.status_code", status)
+                self._span.end()
+
     def end(self) -> None:
         """All of it was there."""
         self._finish(None, cut=False)

@@ -134,11 +134,9 @@ class LLM:
 
         def recognised(lib: Any, request: Any) -> Recognised | None:
             def body() -> bytes | None:
-                try:
-                    content = request.content
-                except lib.RequestNotRead:
-                    return None
-                return bytes(content)
+                # After a redirect it is there and was not read; what comes from elsewhere bit by bit is not waited for.
+                stream = request.stream
+                return b"".join(stream) if isinstance(stream, lib.ByteStream) else None
 
             return recognise(
                 request.method,

@@ -89,6 +89,9 @@ class ObservedTransport:
         del call  # and with it the request, decoded
         with exchange.sending():
             response = await self.inner.handle_async_request(request)
+        if 300 <= response.status_code < 400:
+            exchange.moved(response.status_code)
+            return response
         exchange.answering(response.status_code, response.headers)
         passing = type(self).passing(response.stream, exchange)
         if not response.is_closed:

@@ -107,6 +107,8 @@ class Provider:
         """A client went away in the middle of an answer."""
         self.says: Callable[[Request], Answer]
         self.gate: Callable[[int], Any] | None = None
+        self.before: Callable[[Request], Any] | None = None
+        """Awaited before anything is said."""
         self.written = 0
         self.url = ""
 
@@ -125,6 +127,8 @@ class Provider:
         method, path, _ = head[0].split(" ")
         request = Request(method, path, headers, body, number)
         self.requests.append(request)
+        if self.before is not None:
+            await self.before(request)
         said = self.says(request)
         lines = [f"HTTP/1.1 {said.status} x", *(f"{name}: {value}" for name, value in said.headers.items())]
         writer.write("\r\n".join([*lines, "transfer-encoding: chunked", "", ""]).encode())

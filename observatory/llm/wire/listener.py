@@ -15,7 +15,8 @@ from .used import Used
 
 _PIECE: Final = 1024
 """Characters of an answer that are counted at once."""
-_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_CODE = re.compile(r"[A-Za-z][A-Za-z_.]{0,63}")
+"""What a code of an error looks like. A key has digits: one that comes in its place is not passed on."""
 _OVER: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _SPEAKS: Final = frozenset({"content", "reasoning_content", "reasoning", "refusal", "text", "thinking", "partial_json"})
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from .tokens import Tokenizer, approximately, input_tokens, max_output
+from .tokens import TOOLS, Tokenizer, approximately, input_tokens, max_output
 
 Endpoint = Literal["chat", "responses", "completions", "embeddings", "messages"]
 OPERATIONS: Final[Mapping[Endpoint, str]] = {
@@ -52,7 +52,7 @@ _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
 CREDENTIALS: Final = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 """Headers that a key comes in."""
 _RETRY: Final = "x-stainless-retry-count"
-MAX_BODY: Final = 64 * 2**20
+MAX_BODY: Final = 32 * 2**20
 """Bytes: a request above is not looked into."""
 MAX_NAME: Final = 256
 """Characters of a model's name."""
@@ -81,10 +81,11 @@ class Recognised(msgspec.Struct, frozen=True):
 
     def input_tokens(self) -> int:
         """An estimate; 100 KB of text take about 0.1 ms. A tokenizer that fails is not asked again: the default counts."""
+        more = TOOLS if self.endpoint == "messages" and self.document.get("tools") else 0
         try:
-            return max(0, int(input_tokens(self.document, self.tokenizer)))
+            return more + max(0, int(input_tokens(self.document, self.tokenizer)))
         except Exception:  # somebody's tokenizer: a call is not refused for it
-            return input_tokens(self.document)
+            return more + input_tokens(self.document)
 
     @property
     def max_output_tokens(self) -> int | None:

@@ -9,6 +9,8 @@ Tokenizer = Callable[[str], int]
 _BYTES_A_TOKEN: Final = 4
 PER_MESSAGE: Final = 4
 """Tokens by which a message is wrapped."""
+TOOLS: Final = 300
+"""Tokens of what Anthropic adds to a request that has tools."""
 IMAGE: Final = 1000
 """Tokens of an image or a file that only the provider has seen: the order of what a page or a photograph costs."""
 _MAX_DEPTH: Final = 32
@@ -36,7 +38,7 @@ def input_tokens(document: dict[str, Any], tokenizer: Tokenizer = approximately)
                 continue
             total += PER_MESSAGE * sum(isinstance(one, dict) for one in value)
         total += _of(value, tokenizer)
-    for name in ("tools", "functions", "response_format", "text"):
+    for name in ("tools", "functions", "response_format", "text", "output_format", "output_config"):
         if (value := document.get(name)) is not None:
             total += sum(tokenizer(text) for text in _schema(value, 0))
     return total
