@@ -1,7 +1,7 @@
 """What an Observatory says of the calls that its clients have made."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -26,7 +26,7 @@ class Spans:
         self._memory.clear()
         return found
 
-    def only(self) -> tuple[ReadableSpan, Mapping[str, Any]]:
+    def only(self) -> tuple[ReadableSpan, dict[str, Any]]:
         """The one, and its attributes."""
         (span,) = self.taken()
         return span, dict(span.attributes or {})

@@ -25,9 +25,7 @@ def prices() -> Prices:
     return Prices({}, Catalogue())
 
 
-def cost(
-    prices: Prices, name: str, *, at_us: int = NOW, tenant: str | None = None, tier: str | None = None, **used: int
-) -> Any:
+def cost(prices: Prices, name: str, *, at_us: int = NOW, tenant: Any = None, tier: Any = None, **used: int) -> Any:
     """In nano-dollars. used: tokens; what is beside a Usage by its name."""
     provider, model = name.split("/", 1)
     beside = {key: used.pop(key) for key in ("cache_write_1h", "web_searches") if key in used}

@@ -373,7 +373,7 @@ async def test_what_is_ours_may_break_and_the_call_goes_on(obs: Observatory, the
         raise RuntimeError("mine")
 
     async with obs.llm.http_client(provider="openai", tokenizer=broken) as client:
-        obs.llm.prices.cost = lambda *_, **__: 1 // 0  # type: ignore[assignment,method-assign]
+        obs.llm.prices.cost = lambda *_, **__: 1 // 0  # type: ignore[method-assign]
         answer = await client.post(f"{there.url}/chat/completions", json=QUESTION)
     assert answer.content == b"".join(chat(*CHAT))
     assert [record.getMessage() for record in caplog.records if "could not be recorded" in record.getMessage()]
@@ -391,7 +391,7 @@ async def test_before_it_is_opened_calls_pass_and_are_recorded(there: Provider, 
 async def test_wrong_arguments(obs: Observatory) -> None:
     for wrong in ({"library": "requests"}, {"provider": ""}, {"provider": 3}, {"tokenizer": 4}, {"dimensions": {"a": 1}}):
         with pytest.raises(InvalidArgument):
-            obs.llm.http_client(**wrong)  # type: ignore[call-overload]
+            obs.llm.http_client(**wrong)
     for transport in (httpx.HTTPTransport(), object(), None):
         with pytest.raises(InvalidArgument, match="asynchronous"):
             obs.llm.transport(transport)  # type: ignore[call-overload]

@@ -16,8 +16,8 @@ import pytest
 import trustme
 
 from observatory import Observatory
-from tests.llm.replay import Answer, Provider, provider
-from tests.llm.test_reading import CHAT, SSE, USED, chat, pieces
+from tests.llm.replay import Answer, Provider, pieces, provider
+from tests.llm.test_reading import CHAT, SSE, USED, chat
 
 LIBRARIES: dict[str, Any] = {"httpx2": httpx2, "httpx": httpx}
 QUESTION = {"model": "gpt-4o", "stream": True, "messages": []}
