@@ -43,20 +43,21 @@ class Catalogue:
     """Found once a minute per model; a name that is not there is remembered likewise."""
 
     def __init__(self) -> None:
-        self._snapshot: Any = None
+        self._library: Any = None
         self._known: dict[tuple[str, str, str | None], tuple[int, Rates | None]] = {}
 
     def prepare(self) -> None:
         """Read it. Without the library every model is unknown, and a warning says so."""
-        if self._snapshot is not None:
+        if self._library is not None:
             return
         try:
             from genai_prices import data_snapshot
         except ImportError:
-            self._snapshot = False
+            self._library = False
             INTERNAL.warning("no genai-prices: costs are unknown but of models priced by yourself (install the extra llm)")
         else:
-            self._snapshot = data_snapshot.get_snapshot()
+            self._library = data_snapshot
+            data_snapshot.get_snapshot()
 
     def rates(self, provider: str, model: str, at_us: int, tier: str | None) -> Rates | None:
         """None: the catalogue does not know."""
@@ -72,15 +73,16 @@ class Catalogue:
 
     def _find(self, provider: str, model: str, at_us: int, tier: str | None) -> Rates | None:
         self.prepare()
-        if not self._snapshot:
+        if not self._library:
             return None
+        snapshot = self._library.get_snapshot()  # a newer one, where the application updates it
         wanted, name = _IDS.get(provider, provider), model.lower()
         # Asked by name, the library takes whoever's name is in it.
-        whose = next((one for one in self._snapshot.providers if one.id == wanted), None)
+        whose = next((one for one in snapshot.providers if one.id == wanted), None)
         if whose is None:
             return None
         try:
-            _, found = self._snapshot.find_provider_model(name, whose, None, None)
+            _, found = snapshot.find_provider_model(name, whose, None, None)
         except LookupError:
             return None
         if not _surely(found.match, name):

@@ -6,7 +6,7 @@
     exchange.heard(chunk)                             each chunk, before it is handed on
     exchange.end() | failed(error) | closed()         once
 
-What is recorded must never break the call: what goes wrong here is a line in the log.
+What goes wrong in what is recorded is a line in the log.
 """
 
 import asyncio
@@ -86,7 +86,8 @@ class Desk:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """What is recorded must never break the call."""
     try:
         yield
     except Exception as error:  # of ours, or of somebody's tokenizer, sampler, exporter
@@ -129,7 +130,7 @@ class Exchange:
         self._reader: Reader | None = None
         self._done = False
         self._span: Span | None = None
-        with _quietly():
+        with quietly():
             desk.open(1)
             self._span = desk.tracing().started(conventions.name(call), {**extra, **conventions.asked(call)}, kind="client")
             if call.attempt:
@@ -153,7 +154,7 @@ class Exchange:
     def answering(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of the response is there."""
         self.status = status
-        with _quietly():
+        with quietly():
             kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
             self._reader = Reader(self.endpoint, status, kind, encoding, tokenizer=self.tokenizer)
 
@@ -176,7 +177,7 @@ class Exchange:
     def moved(self, status: int) -> None:
         """It is to be asked elsewhere: the call is the one that is made there."""
         self._done = True
-        with _quietly():
+        with quietly():
             self._desk.open(-1)
             if self._span is not None:
                 self._span.set_attribute("http.response.status_code", status)
@@ -199,9 +200,9 @@ class Exchange:
             return
         self._done = True
         latency = max(0.0, monotonic() - self._began)
-        with _quietly():
+        with quietly():
             self._desk.open(-1)
-        with _quietly():
+        with quietly():
             reader, self._reader = self._reader, None
             reading = Reading() if reader is None else reader.end(estimate=self.estimate, cut=cut)
             self._settle(reading, latency, self._why(reading, error, cut=cut), error)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self
 from ..errors import ConfigurationError, InvalidArgument
 from ..names import HTTP_SECONDS
 from ..types import Dimensions
-from .exchange import Desk, Exchange
+from .exchange import Desk, Exchange, quietly
 from .wire import Recognised
 
 Library = Literal["httpx2", "httpx"]
@@ -82,7 +82,9 @@ class ObservedTransport:
         self._dimensions = dimensions
 
     async def handle_async_request(self, request: Any) -> Any:
-        call = self._recognise(self._lib, request)
+        call: Recognised | None = None
+        with quietly():
+            call = self._recognise(self._lib, request)
         if call is None:
             return await self._plain(request)
         exchange = self._desk.begin(call, self._dimensions)
@@ -108,9 +110,10 @@ class ObservedTransport:
         with self._desk.tracing().span(method, said, kind="client") as span:
             began = perf_counter()
             response = await self.inner.handle_async_request(request)
-            labels = {"host": host[:200], "method": method[:16], "status": str(response.status_code)}
-            self._desk.metrics().histogram(HTTP_SECONDS).bind(**labels).record(perf_counter() - began)
-            span.set_attribute("http.response.status_code", response.status_code)
+            with quietly():
+                labels = {"host": host[:200], "method": method[:16], "status": str(response.status_code)}
+                self._desk.metrics().histogram(HTTP_SECONDS).bind(**labels).record(perf_counter() - began)
+                span.set_attribute("http.response.status_code", response.status_code)
         return response
 
     async def __aenter__(self) -> Self:

@@ -168,7 +168,6 @@ class Listener:
         reading.deltas += 1
         if reading.first_token_at is None:
             reading.first_token_at = self.now
-        reading.last_token_at = self.now
 
     def _chunk(self, event: dict[str, Any]) -> None:
         """Of chat and completions."""

@@ -13,7 +13,6 @@ class Reading:
         "estimated",
         "finish_reasons",
         "first_token_at",
-        "last_token_at",
         "response_id",
         "response_model",
         "service_tier",
@@ -33,7 +32,6 @@ class Reading:
         self.error: str | None = None
         """The code of what went wrong: the provider's, or truncated, invalid_response, unreadable, or a status."""
         self.first_token_at: float | None = None
-        self.last_token_at: float | None = None
         self.deltas = 0
         """Events that brought something of the answer."""
         self.terminated = False
