@@ -151,6 +151,20 @@ def test_data_on_several_lines_is_one_event() -> None:
     assert found == [(b"a", b"{\n}"), (b"", b"y")]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_name_stays_with_its_data(end: bytes) -> None:
+    """Wherever a line end of two bytes is cut."""
+    body = end.join([b"event: a", b"data: 1", b"data: 2", b"", b"id: 7", b"event: b", b"data: 3", b"", b""])
+    for first in range(len(body)):
+        for second in range(first, len(body)):
+            found: list[tuple[bytes, bytes]] = []
+            events = Events(lambda name, data: found.append((name, data)), lambda name, _: None)  # noqa: B023
+            for chunk in (body[:first], body[first:second], body[second:]):
+                events.feed(chunk)
+            events.end()
+            assert found == [(b"a", b"1\n2"), (b"b", b"3")]
+
+
 def chat(*data: bytes) -> list[bytes]:
     return [b"data: " + one + b"\n\n" for one in data]
 
@@ -270,7 +284,7 @@ def long_response(events: bool) -> bytes:
         "output": [{"type": "message", "status": "completed", "content": [{"text": bait * 400}]}],
         "tools": [{"parameters": {"usage": {"type": "object"}, "error": {"type": "string"}}}],
         "usage": {"input_tokens": 22, "input_tokens_details": {"cached_tokens": 3}, "output_tokens": 6},
-        "metadata": {"text": bait},
+        "metadata": {"text": bait, 'they say "usage': {"input_tokens": 1, "output_tokens": 1}},
     }
     whole = json.dumps({"type": "response.completed", "response": response} if events else response).encode()
     return b"event: response.completed\ndata: " + whole + b"\n\n" if events else whole
