@@ -39,7 +39,7 @@ async def there() -> AsyncIterator[Provider]:
 @pytest.fixture(params=["httpx2", "httpx"])
 async def client(request: pytest.FixtureRequest, obs: Observatory, there: Provider) -> AsyncIterator[Any]:
     """Of both libraries, with the provider as its base."""
-    async with obs.llm.http_client(request.param, provider="openai", base_url=f"{there.url}/v1") as one:
+    async with obs.llm.http_client(request.param, provider="openai", base_url=f"{there.url}/v1", timeout=20) as one:
         yield one
 
 
