@@ -11,6 +11,8 @@ AWAY = frozenset(
 )
 """Refusals that end by themselves: the server is up, but cannot take this now. Nothing was executed."""
 
+_DENIED_WITHIN = ("ERR ACL failure in script", "ERR The user executing the script can't ")
+"""How a refusal of what a script does begins: of Valkey and newer Redis; of Redis 7.0."""
 _REMEDY = {
     "NOAUTH": "Set OBSERVATORY_REDIS_PASSWORD, or put user and password into the URL",
     "WRONGPASS": "Check OBSERVATORY_REDIS_PASSWORD and the user in the URL",
@@ -36,8 +38,9 @@ def from_server(error: ServerError) -> ObservatoryError:
     text = str(error)[:300]
     if error.code in AWAY:
         return StoreUnavailable(f"the store cannot take this now: {text}")
-    if error.code in _REMEDY:
-        return StoreMisconfigured(f"the store refuses us: {text}", remedy=_REMEDY[error.code])
+    code = "NOPERM" if text.startswith(_DENIED_WITHIN) else error.code
+    if code in _REMEDY:
+        return StoreMisconfigured(f"the store refuses us: {text}", remedy=_REMEDY[code])
     if "unknown command" in text:
         return StoreMisconfigured(f"the store is too old: {text}", remedy="Use Redis 7.0 or Valkey 7.2, or newer")
     return StoreError(f"the store answered: {text}")

@@ -7,7 +7,9 @@ that is open at one end only): nothing is promised. Whatever may have lost notic
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from redis.asyncio.connection import AbstractConnection
@@ -26,6 +28,8 @@ _REFUSED_PAUSE = 30.0
 _PATIENCE = 1.0
 """Seconds at least that a connection may take to answer before it is given up."""
 
+_RUN_ID = re.compile(rb"run_id:(\w+)")
+
 _abandoned: list[Any] = []
 """Tasks of a parent process: their destructors would complain about a loop that is not ours."""
 
@@ -34,13 +38,14 @@ class Lease:
     """A promise of one primary. until: the moment on `clock.monotonic` up to which it holds; it may be in the past.
 
     strays: how many reads of its keys were answered elsewhere. A value that was on its way then must not be kept.
+    succeeded: it has ended, and the store was there since; what was read under it may have been deleted in between.
     """
 
-    __slots__ = ("ended", "strays", "until")
+    __slots__ = ("ended", "strays", "succeeded", "until")
 
     def __init__(self, until: float = -1.0) -> None:
         self.until = until
-        self.ended = False
+        self.ended = self.succeeded = False
         self.strays = 0
 
     def end(self) -> None:
@@ -57,14 +62,30 @@ class Listener(Protocol):
 
 
 class Questions(NamedTuple):
-    """What renews a lease. facts: of the answers, what must stay as it was; StoreUnavailable when it is no primary any more."""
+    """What renews a lease. facts: of the answers, what must stay as it was; StoreUnavailable when it is no primary any more.
+    by_name: the address alone does not say which server it is."""
 
     commands: tuple[tuple[str, ...], ...]
     facts: Callable[[list[Any]], object]
+    by_name: bool = False
+
+
+def run_of(info: bytes) -> bytes:
+    """Which start of which server answered INFO. Empty where it does not say: such ones cannot be told apart."""
+    found = _RUN_ID.search(info)
+    return b"" if found is None else found[1]
+
+
+def _words(prefixes: Sequence[str]) -> list[str]:
+    return [word for prefix in prefixes for word in ("PREFIX", prefix)]
 
 
 class Tracker:
-    """One primary's notices. Connects when made, again after every loss, and never ends by itself."""
+    """One primary's notices. Connects when made, again after every loss, and never ends by itself.
+
+    prefixes: of the keys that are tracked; it may grow at its end, `extend` says so. is_ours: whether the reads go to this
+    server (its `server`), as far as is known; asked with every question.
+    """
 
     def __init__(
         self,
@@ -76,6 +97,7 @@ class Tracker:
         bound: float,
         connect_timeout: float,
         suspect: Callable[[], None] = lambda: None,
+        is_ours: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
         self._connect = connect
         self._prefixes = prefixes
@@ -84,10 +106,17 @@ class Tracker:
         self._bound = bound
         self._connect_timeout = connect_timeout
         self._suspect = suspect
+        self._is_ours = is_ours
         self._wire: Wire | None = None
         self._said: str | None = None
         self._failures = 0
+        self._sent = self._covered = 0
+        """How many of the prefixes this connection's server was asked for, and has said that it announces."""
+        self.server: bytes | None = None
+        """Which one it is, while there is a connection and the questions want to know."""
         self.lease = Lease()
+        self._before: Lease | None = None
+        """The last that held, until another does."""
         self.generation = 0
         """How many leases have ended."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="observatory tracker")
@@ -97,6 +126,8 @@ class Tracker:
         until, before = self.lease.until, self.lease
         self.lease = Lease(until)
         before.end()
+        before.succeeded = True
+        self._succeed()
         self.generation += 1
 
     def _lost(self) -> None:
@@ -104,7 +135,13 @@ class Tracker:
         if self.lease.until >= 0:
             self.lease.end()
             self.generation += 1
-            self.lease = Lease()
+            self._before, self.lease = self.lease, Lease()
+
+    def _succeed(self) -> None:
+        """The store was there without us: what was deleted meanwhile must not be served, not even while it is away."""
+        if self._before is not None:
+            self._before.succeeded = True
+            self._before = None
 
     def _heard(self, keys: list[bytes] | None) -> None:
         if keys is None:
@@ -117,10 +154,15 @@ class Tracker:
             patience = max(self._bound, _PATIENCE)
             wire = self._wire = Wire(self._connect, patience, self._heard, self._lost, name="tracker")
             pause = _REFUSED_PAUSE
+            self._sent = self._covered = 0
+            self.server = None
             try:
                 await wire.connected(self._connect_timeout)
-                prefixes = [word for prefix in self._prefixes for word in ("PREFIX", prefix)]
-                await wire.call("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
+                self._sent = sent = len(self._prefixes)
+                await wire.call("CLIENT", "TRACKING", "ON", "BCAST", *_words(self._prefixes[:sent]))
+                self._covered = max(self._covered, sent)
+                if self._questions.by_name:
+                    self.server = run_of(await wire.call("INFO", "server"))
                 await self._keep(wire)
             except ObservatoryError as error:
                 pause = self._told(error)
@@ -139,6 +181,8 @@ class Tracker:
             asked_at = monotonic()
             answers = await asyncio.gather(*(wire.call(*command) for command in self._questions.commands))
             facts = self._questions.facts(answers)
+            if self.server is not None and not self._is_ours(self.server):
+                raise StoreUnavailable("the address leads to another server now")
             if known is None:
                 known = (facts,)
             elif known != (facts,):
@@ -146,6 +190,7 @@ class Tracker:
                 self.renew()
                 self._suspect()
             if not wire.closed:
+                self._succeed()
                 self.lease.until = asked_at + self._bound
             self._said, self._failures = None, 0
             await asyncio.wait({wire.end}, timeout=min(self._bound / 4, _ASK_EVERY))
@@ -170,10 +215,31 @@ class Tracker:
         if self._wire is not None and self._wire.peer not in (None, other_than):
             self._wire.leave(fault)
 
-    def restart(self) -> None:
-        """The server has to be asked for something else."""
-        if self._wire is not None:
-            self._wire.leave(StoreUnavailable("the tracked keys are others now"))
+    def covers(self, key: str) -> bool:
+        """The server announces changes of this key."""
+        covered, prefixes = self._covered, self._prefixes
+        return covered == len(prefixes) or not any(map(key.startswith, prefixes[covered:]))
+
+    def extend(self) -> None:
+        """There are more prefixes. From any thread; the server is asked at once, and what is promised of the others stays."""
+        with suppress(RuntimeError):  # a loop that is gone promises nothing
+            self._task.get_loop().call_soon_threadsafe(self._extend)
+
+    def _extend(self) -> None:
+        wire, sent, all_ = self._wire, self._sent, len(self._prefixes)
+        if wire is None or wire.closed or not sent or sent == all_:
+            return  # the next connection asks for all of them
+        self._sent = all_
+
+        def answered(call: "asyncio.Future[Any]") -> None:
+            if call.cancelled() or wire is not self._wire:
+                return
+            if call.exception() is None:
+                self._covered = max(self._covered, all_)
+            else:
+                wire.leave(StoreUnavailable("the tracked keys are others now"))
+
+        wire.call("CLIENT", "TRACKING", "ON", "BCAST", *_words(self._prefixes[sent:all_])).add_done_callback(answered)
 
     def close(self) -> None:
         """No more promises."""
@@ -182,6 +248,7 @@ class Tracker:
         if self._wire is not None:
             self._wire.close()
         self._lost()
+        self._succeed()  # by a tracker that is not ours
 
     def abandon(self) -> None:
         """A forked child, or a loop that is gone: the connection is not ours."""
@@ -189,10 +256,6 @@ class Tracker:
         if self._wire is not None:
             self._wire.abandon()
         self._lost()
-
-
-def _nothing(_: list[Any]) -> None:
-    return None
 
 
 def _primary(answers: list[Any]) -> None:
@@ -206,7 +269,8 @@ def _slots(answers: list[Any]) -> object:
     return answers[0]
 
 
-ALONE = Questions((("PING",),), _nothing)
+ALONE = Questions((("ROLE",),), _primary, by_name=True)
+"""Where others may be behind the same address: a name, a virtual IP, a proxy."""
 ELECTED = Questions((("ROLE",),), _primary)
 """Where sentinels may have replaced it."""
 SHARING = Questions((("CLUSTER", "SLOTS"), ("CLUSTER", "INFO")), _slots)

@@ -1,11 +1,61 @@
 """Whose silence a key's near value rests on: a tracker per primary, found by the key's slot, made when first asked for."""
 
+import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from ..errors import ObservatoryError
+from redis.asyncio.connection import AbstractConnection
+
+from ..errors import ObservatoryError, StoreUnavailable
 from .cluster import Cluster, slot_of_key
 from .node import Node
-from .tracker import ALONE, ELECTED, SHARING, Lease, Listener, Tracker
+from .tracker import ALONE, ELECTED, SHARING, Lease, Listener, Tracker, run_of
+
+
+class _Reads:
+    """Which server answers the reads of one address. Each new connection is asked once."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._connection: AbstractConnection | None = None
+        self._server: bytes | None = None
+        self._judging = False
+
+    @property
+    def server(self) -> bytes | None:
+        """As of now; None while it is not known."""
+        link = self._node.link("values")
+        connection = link._connection  # noqa: SLF001 (who it is, not what it does)
+        if connection is None:
+            return None
+        if connection is not self._connection:
+            self._connection, self._server = connection, None
+            link.call("INFO", "server").add_done_callback(lambda call: self._answered(connection, call))
+        return self._server
+
+    def _answered(self, connection: AbstractConnection, call: "asyncio.Future[Any]") -> None:
+        error = None if call.cancelled() else call.exception()
+        if connection is not self._connection or call.cancelled():
+            return
+        if error is None:
+            self._server = run_of(call.result())
+        elif isinstance(error, StoreUnavailable):
+            self._connection = None  # asked again; what refuses the trackers says so
+
+    def is_from(self, server: bytes) -> bool:
+        """As far as is known. If not, one of them is behind: the reads' server is left if it is no primary any more."""
+        mine = self.server
+        if mine is None or mine == server:
+            return True
+        if not self._judging:
+            self._judging = True
+            self._node.link("values").call("ROLE").add_done_callback(self._judged)
+        return False
+
+    def _judged(self, call: "asyncio.Future[Any]") -> None:
+        self._judging = False
+        if not call.cancelled() and call.exception() is None and call.result()[0] != b"master":
+            self._node.link("values").leave(StoreUnavailable("the store became a replica; the connection was dropped"))
 
 
 class Tracking:
@@ -30,6 +80,7 @@ class Tracking:
         self._cluster = cluster
         self._questions = SHARING if cluster is not None else ELECTED if elected else ALONE
         self._prefixes = list(prefixes)
+        self._reads = _Reads(node) if self._questions.by_name else None
         self._make: Callable[[Node], Tracker] = lambda one: Tracker(
             one.connect,
             self._prefixes,
@@ -38,6 +89,7 @@ class Tracking:
             bound=bound,
             connect_timeout=connect_timeout,
             suspect=(lambda: None) if cluster is None else cluster.suspect,
+            is_ours=(lambda _: True) if self._reads is None else self._reads.is_from,
         )
         self._trackers: dict[Node, Tracker] = {}
         self.closed = False
@@ -53,13 +105,16 @@ class Tracking:
         if self._questions is ELECTED and (values := node.link("values").peer) is not None and values != tracker.peer:
             # The one of them that is behind will hear from the sentinels; what is read here is not announced there.
             return None
-        return tracker.lease
+        if self._reads is not None and ((server := self._reads.server) is None or server != tracker.server):
+            return None
+        return tracker.lease if tracker.covers(key) else None
 
     def include(self, prefix: str) -> None:
-        """Be told of keys that begin so, too. The servers are asked anew: what was promised until here ends."""
-        self._prefixes.append(prefix)
-        for tracker in self._trackers.values():
-            tracker.restart()
+        """Be told of keys that begin so, too: they have a lease once the servers know. From any thread."""
+        if not self.closed and prefix not in self._prefixes:
+            self._prefixes.append(prefix)
+            for tracker in list(self._trackers.values()):
+                tracker.extend()
 
     @property
     def generations(self) -> int:

@@ -142,3 +142,17 @@ def test_it_is_an_aiocache_cache() -> None:
     """isinstance holds for whoever asks for one."""
     cache = Observatory("x", redis_url="redis://127.0.0.1:1").cache(str)
     assert isinstance(cache, BaseCache)
+
+
+async def test_reads_miss_before_the_store_was_ever_reached(caplog: pytest.LogCaptureFixture) -> None:
+    """As in any outage, and counted."""
+    async with Observatory("x", redis_url="redis://127.0.0.1:1") as obs:
+        cache = obs.cache(int)
+        assert await cache.get("k") is None
+        assert await cache.get_many(["k"]) == {}
+        assert not await cache.exists("k")
+        seen = await cache.stats(fleet=False)
+        assert (seen.misses, seen.errors) == (2, 3)
+        with pytest.raises(StoreUnavailable):
+            await cache.set("k", 1)
+    assert "opens without its store" in caplog.text

@@ -53,7 +53,10 @@ class Fleet:
     def __init__(self, url: str, namespace: str, log: Path, pause: float, *keys: str, size: int = 4) -> None:
         self.log = log
         log.touch()
-        env = environment(OBSERVATORY_REDIS_URL=url, OBSERVATORY_NAMESPACE=namespace, PYTHONPATH=str(ROOT))
+        # Patient with a busy machine: who gives the store up computes for himself.
+        env = environment(
+            OBSERVATORY_REDIS_URL=url, OBSERVATORY_NAMESPACE=namespace, OBSERVATORY_REDIS_MAX_WAIT="5", PYTHONPATH=str(ROOT)
+        )
         self.members = [
             subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, str(log), str(pause), *keys],

@@ -142,7 +142,7 @@ class Walk:
         assert found in self.near_or(key, began)
 
     async def get_many(self, cache: Cache[int], key: str, value: int, ttl: float, tags: list[str], began: float) -> None:
-        found = await cache.get_many(KEYS)
+        found = await cache.get_many(list(KEYS))
         for one in KEYS:
             assert found.get(one) in self.near_or(one, began)
 
@@ -192,7 +192,7 @@ class Walk:
                 other.replace(self.who, key, None)
 
     async def invalidate(self, cache: Cache[int], key: str, value: int, ttl: float, tags: list[str], began: float) -> None:
-        await cache.invalidate(*tags)
+        await cache.invalidate(*tags or ["nobody's"])
         for model in (self.model, *self.others):
             for one in [one for one, kept in model.entries.items() if kept.tags & set(tags)]:
                 model.replace(self.who, one, None)

@@ -324,3 +324,42 @@ async def test_own_changes_wait_for_no_notice(server: Server, at: Opening) -> No
         assert await cache.get("k") == left, verb
         await asyncio.gather(*reading)
         assert await cache.get("k") == left, verb
+
+
+async def test_what_was_deleted_in_a_gap_is_not_served_in_an_outage(own_server: Server, at: Opening) -> None:
+    """The notices had a gap, and the store went on: what was near before is not served again, on_store_down="stale" or not."""
+    one, other = await at(own_server.url), await at(own_server.url)
+    reader, writer = one.cache(str, name="gap", on_store_down="stale"), other.cache(str, name="gap")
+    again = one.cache(str, name="again", on_store_down="stale")
+    await again.set("k", "new")
+    await writer.set("deleted", "old")
+    await writer.set("invalidated", "old", tags=["t"])
+    await warm(reader, "deleted", "invalidated")
+    tracking: Any = one.caches.vicinity._leases
+    (tracker,) = tracking._trackers.values()
+    connect, gate = tracker._connect, asyncio.Event()
+
+    async def later() -> Any:
+        await gate.wait()
+        return await connect()
+
+    tracker._connect = later
+    tracker._wire.leave(StoreUnavailable("cut"))
+    await writer.delete("deleted")
+    await writer.invalidate("t")
+    gate.set()
+
+    async def promised() -> bool:
+        return bool(tracker.lease.until > monotonic())
+
+    await until(promised, "tracked again")
+    await warm(again, "k")
+    own_server.signal(19)
+    try:
+        async with asyncio.timeout(5):
+            while tracker.lease.until > monotonic():
+                await asyncio.sleep(0.01)
+        assert [await reader.get(key) for key in ("deleted", "invalidated")] == [None, None]
+        assert await again.get("k") == "new", "read after the gap"
+    finally:
+        own_server.signal(18)

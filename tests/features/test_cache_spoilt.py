@@ -192,3 +192,41 @@ async def test_keys_that_look_like_ours(obs: Observatory) -> None:
     with obs.bound(tenant="a"):
         assert await private.get("secret") == "of a"
     assert await cache.get("k") == "v"
+
+
+class Moody(msgspec.Struct):
+    """Whose own check may begin to raise what nobody expects of it."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number in UNLOVED:
+            raise KeyError("region")
+
+
+UNLOVED: set[int] = set()
+
+
+@pytest.mark.parametrize("near", [False, True])
+async def test_whatever_a_type_s_own_check_raises_is_a_miss(obs: Observatory, near: bool) -> None:
+    """Of an entry that was fine when it was written, counted as corrupt; and nothing is written that could not be read."""
+    cache = obs.cache(Moody, name="moody", near=near)
+    try:
+        await cache.set_many({"k": Moody(1), "fine": Moody(2)})
+        async with asyncio.timeout(10):
+            while near and not (await cache.stats(fleet=False)).near_hits:
+                assert await cache.get_many(["k", "fine"])
+                await asyncio.sleep(0.01)
+        refused = Moody(1)
+        UNLOVED.add(1)
+        assert await cache.get("k", "miss") == "miss"
+        assert await cache.get_many(["k", "fine"]) == {"fine": Moody(2)}
+        assert not await cache.exists("k")
+        assert not await cache.expire("k", 5)
+        assert (await cache.stats(fleet=False)).corrupt == 4
+        with pytest.raises(NotEncodable, match="region"):
+            await cache.set("k", refused)
+        assert await cache.get_or_compute("k", computing(Moody(3))) == Moody(3)
+        assert await cache.get("k") == Moody(3)
+    finally:
+        UNLOVED.clear()

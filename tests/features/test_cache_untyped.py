@@ -11,6 +11,7 @@ import pytest
 from observatory import Cache, CacheMiss, InvalidArgument, NotEncodable, Observatory, StoreUnavailable
 from observatory.features.cache import UntypedCache
 from observatory.features.cache.generations import UNTYPED
+from observatory.settings import Settings
 from tests.conftest import Open
 from tests.servers import Server
 from tests.topologies import Cluster
@@ -168,10 +169,11 @@ async def test_who_waits_gets_what_was_written_at_the_door_meanwhile(obs: Observ
         assert await first == Other(99), "who began it has what he asked for"
         assert await second == Other(5)
         assert await found(door, "k") == {"number": 5}
-        # What was just computed stands only if it begins so: the door's entry never does.
+        # What was just computed never stands then, and what is written next replaces nothing of its own.
         look = await cache._room.flights.look(cache._room.place("k"))
         assert look.entry is not None
-        assert look.head == (await door._room.shelf.read(door._room.place("k"))).head
+        assert look.beside
+        assert look.head == b""
 
 
 async def test_a_type_whose_own_check_fails_has_a_miss(obs: Observatory) -> None:
@@ -196,6 +198,19 @@ async def test_add_sees_what_the_door_wrote(obs: Observatory) -> None:
         await door.set("k", "another shape")
         assert await cache.add("k", Other(2))
         assert await found(door, "k") == {"number": 2}
+
+
+async def test_add_replaces_what_has_ended_at_the_door(obs: Observatory, opening: Open) -> None:
+    """An entry that is stale there is no value for `add`, and it does not stand in its way."""
+    cache = obs.cache(str, name="c")
+    far: Cache[Any] = (await opening()).cache(Any, name="c", stale_for=60)
+    await far.set("k", "door", ttl=0.05)
+    async with asyncio.timeout(10):
+        while await far.get("k") is not None:
+            await asyncio.sleep(0.01)
+    assert (await cache._room.flights.look(cache._room.place("k"))).beside, "it is there still"
+    assert await cache.add("k", "python")
+    assert (await cache.get("k"), await far.get("k", "miss")) == ("python", "miss")
 
 
 async def test_a_cache_of_anything_is_the_untyped_one(obs: Observatory) -> None:
@@ -298,7 +313,8 @@ async def test_dimensions_are_a_place_of_their_own(obs: Observatory) -> None:
 
 async def test_near_values_end_when_the_door_writes(opening: Open) -> None:
     """Within the bound; and what the door wrote is never kept near, so the next of its writes is seen at once."""
-    one, two = await opening(), await opening()
+    patient = Settings().replace(redis_max_wait=5.0)
+    one, two = await opening(settings=patient), await opening(settings=patient)
     cache = one.cache(Other, name="near", near=True)
 
     async def seen_near() -> bool:

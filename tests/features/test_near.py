@@ -14,7 +14,7 @@ import pytest
 
 from observatory.clock import monotonic
 from observatory.features.cache.codec import MISSING
-from observatory.features.cache.near import OVERHEAD, Near, Vicinity, immutable
+from observatory.features.cache.near import Near, Vicinity
 from observatory.keys import Key
 from observatory.store.tracker import Lease
 from tests.features.nearby import BOUND, FOR_EVER, Client, Judge, gone, where
@@ -269,28 +269,6 @@ async def test_self_check_finds_what_is_served_beyond_the_bound(near: Near_, ser
     assert await one.get("k") == "3"
 
 
-class Frozen(msgspec.Struct, frozen=True):
-    text: str
-    more: Any = None
-
-
-class Loose(msgspec.Struct):
-    text: str
-
-
-@pytest.mark.parametrize(
-    ("value", "shared"),
-    [
-        *(("x", True), (b"x", True), (1, True), (1.5, True), (True, True), (None, True), ((1, ("x",)), True)),
-        *((Frozen("x"), True), (Frozen("x", (1,)), True), (Frozen("x", []), False), (Loose("x"), False), ([1], False)),
-        *(({}, False), ((1, []), False), (Frozen("x", Loose("x")), False), (bytearray(b"x"), False)),
-    ],
-)
-def test_only_what_cannot_change_is_shared(value: Any, shared: bool) -> None:
-    """A tuple is as frozen as its parts."""
-    assert immutable(value) is shared
-
-
 class Held:
     """A primary that never changes."""
 
@@ -337,16 +315,46 @@ def test_both_bounds_hold() -> None:
     assert near.lookup("big") is MISSING
 
 
-def test_what_an_entry_costs_is_what_is_counted() -> None:
-    """Within a quarter, for texts of 100 bytes."""
-    import tracemalloc
+def test_self_check_goes_on_after_a_loop_that_is_gone() -> None:
+    """What it was comparing then is nobody's; it compares again."""
+    reads: list[Key] = []
 
-    near = alone(bytes.decode, max_entries=100_000, max_bytes=1 << 30)
-    tracemalloc.start()
-    for number in range(20_000):
-        payload = b"%0100d" % number
-        keep(near, f"user-{number}", payload, payload.decode())
-    used, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    print(f"{used / 20_000:.0f} bytes an entry, counted {near.stats.bytes / 20_000:.0f}, overhead {OVERHEAD}")
-    assert 0.75 < used / near.stats.bytes < 1.25
+    async def read(key: Key) -> bytes | None:
+        reads.append(key)
+        await asyncio.sleep(3600 if asyncio.get_running_loop() is first else 0)
+        return b"1"
+
+    near: Near[Any] = Near(
+        Vicinity(lambda _: Held(), read, bound=1.0), bytes.decode, max_entries=10, max_bytes=1 << 20, check_every=1
+    )
+
+    async def use() -> None:
+        keep(near, "k", b"1", "1")
+        for _ in range(20):
+            near.lookup("k")
+            await asyncio.sleep(0)
+
+    first = asyncio.new_event_loop()
+    first.run_until_complete(use())
+    first.close()
+    assert len(reads) == 8
+    asyncio.run(use())
+    assert len(reads) > 8
+    assert near.stats.checks > 0
+
+
+def test_what_rests_on_a_token_that_was_replaced_is_a_miss() -> None:
+    """A read was answered elsewhere, the next one takes another token of the version: no notice would find the first."""
+    near = alone(bytes.decode)
+    held, vicinity = Held(), near._vicinity
+    vicinity._leases = held
+    assert near.keep(near.expect(where("k"), where("version")), (b"1", b"v"), "k", b"1", "1", FOR_EVER)
+    under_way = near.expect(where("other"), where("version"))
+    held.one.strays += 1
+    assert near.lookup("k") == "1", "nothing has happened to it"
+    tokens = near.expect(where("new"), where("version"))
+    assert not near.keep(under_way, (b"2", b"v"), "other", b"2", "2", FOR_EVER)
+    assert near.keep(tokens, (b"3", b"v"), "new", b"3", "3", FOR_EVER)
+    vicinity.changed([where("version").encode()])
+    assert [near.lookup(key) for key in ("k", "other", "new")] == [MISSING] * 3
+    assert near.last("k") is MISSING

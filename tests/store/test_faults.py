@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import pytest
 import redis.exceptions as driver
 
+from observatory import Observatory
 from observatory.errors import ConfigurationError, ObservatoryError, StoreError, StoreMisconfigured, StoreUnavailable
 from observatory.store.faults import ServerError, from_driver, from_server
+from tests.servers import Server
 
 
 def _all(kind: type[BaseException]) -> Iterator[type[BaseException]]:
@@ -50,6 +52,9 @@ def test_driver_errors_find_the_right_home(error: Exception, home: type[Observat
         *((f"{code} x", StoreUnavailable) for code in ("OOM", "LOADING", "BUSY", "READONLY", "MISCONF", "CLUSTERDOWN")),
         *((f"{code} x", StoreMisconfigured) for code in ("NOAUTH", "NOPERM", "WRONGPASS", "MOVED", "CROSSSLOT", "NOPROTO")),
         ("ERR unknown command 'X'", StoreMisconfigured),
+        ("ERR ACL failure in script: User x has no permissions to run the 'set' command", StoreMisconfigured),
+        ("ERR The user executing the script can't access at least one of the keys", StoreMisconfigured),
+        ("ERR x, said of: ERR ACL failure in script", StoreError),
         ("ERR anything else", StoreError),
         ("WRONGTYPE x", StoreError),
     ],
@@ -59,3 +64,19 @@ def test_server_errors_find_the_right_home(text: str, home: type[ObservatoryErro
     error = from_server(ServerError(text))
     assert type(error) is home
     assert error.retryable == (home in (StoreUnavailable, StoreError))
+
+
+async def test_what_a_script_may_not_do_has_a_remedy(any_server: Server, namespace: str) -> None:
+    """The server says it by another word than where a client may not."""
+    async with Observatory("admin", redis_url=any_server.url, namespace=namespace) as admin:
+        await admin.store.command("ACL", "SETUSER", "narrow", "on", ">p", "~*", "&*", "+@all")
+        url = any_server.url.replace("unix://", "unix://narrow:p@")
+        async with Observatory("narrow", redis_url=url, namespace=namespace) as obs:
+            cache = obs.cache(int)
+            assert await cache.set("k", 1)
+            await admin.store.command("ACL", "SETUSER", "narrow", "-set")
+            with pytest.raises(StoreMisconfigured, match="ACL"):
+                await cache.set("k", 2)
+            await admin.store.command("ACL", "SETUSER", "narrow", "+set")
+            assert await cache.set("k", 3)
+        await admin.store.command("ACL", "DELUSER", "narrow")

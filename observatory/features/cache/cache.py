@@ -7,9 +7,10 @@ from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
 from ...errors import CacheError, StoreError, StoreMisconfigured
 from ...keys import Key
 from .arguments import key_of
+from .checks import asynchronous, milliseconds, pairs_in, several_keys
 from .codec import MISSING
 from .counts import CacheStats
-from .entries import OWN, Entries, milliseconds
+from .entries import OWN, Entries
 from .lease import release
 from .plugins import told
 
@@ -45,6 +46,7 @@ class Cache(Entries[T]):
         value: T = self._nearby(key)
         if value is not MISSING:
             return value
+        asynchronous(compute, "compute")
         terms = self._terms(ttl, stale_for, tags, fail_for)
         self._room.checked(key)
         try:
@@ -83,7 +85,7 @@ class Cache(Entries[T]):
         labels = self._terms(ttl, stale_for, tags, fail_for).tags
 
         def decorate(inner: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-            made = key_of(inner, key)
+            made = key_of(asynchronous(inner, "what is cached"), key)
 
             @wraps(inner)
             async def call(*args: Any, **kwargs: Any) -> T:
@@ -107,14 +109,14 @@ class Cache(Entries[T]):
     @told
     async def multi_get(self, keys: Iterable[str]) -> list[T | None]:
         """The values in the order of their keys, None for a miss."""
-        wanted = list(keys)
+        wanted = several_keys(keys)
         found = await self.get_many(wanted)
         return [found.get(key) for key in wanted]
 
     @told
     async def multi_set(self, pairs: Iterable[tuple[str, T]], ttl: float = OWN) -> bool:
         """As `set_many`."""
-        await self.set_many(dict(pairs), ttl)
+        await self.set_many(pairs_in(pairs), ttl)
         return True
 
     async def close(self) -> bool:

@@ -1,7 +1,6 @@
 """Values and bytes: msgpack by type, never pickle. A changed type has another fingerprint, so both generations can live."""
 
 import zlib
-from hashlib import blake2b
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -9,6 +8,7 @@ import msgspec
 from ... import units
 from ...errors import NotEncodable, ValueTooLarge
 from .entry import COMPRESSED
+from .shape import fingerprint
 
 T = TypeVar("T")
 MISSING: Any = object()
@@ -16,16 +16,6 @@ MISSING: Any = object()
 _SHOWN = (str, bytes, int, float, type(None))
 _LEVEL = 1
 """Of zlib: what a cache compresses it also waits for."""
-
-
-def fingerprint(kind: Any) -> str:
-    """Of a type's shape, as it would be written. NotEncodable when msgspec does not know the type."""
-    try:
-        schema = msgspec.json.schema(kind)
-    except (TypeError, NotImplementedError) as error:
-        raise NotEncodable(f"a cache of {kind!r:.120} is not possible: {error}") from error
-    canonical = msgspec.json.encode([repr(kind), schema], order="deterministic")
-    return blake2b(canonical, digest_size=6).hexdigest()
 
 
 class Codec(Generic[T]):
@@ -52,7 +42,9 @@ class Codec(Generic[T]):
                 raise self._too_large(size)
             # What cannot be read back must not be written: another process would find a miss where we promised a value.
             self._decoder.decode(payload)
-        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        except (ValueTooLarge, MemoryError):
+            raise
+        except Exception as error:  # a type's own __post_init__ raises what it likes
             # To spell out a list that holds half a gigabyte would be to copy it.
             what = units.shown(value) if isinstance(value, _SHOWN) else f"a {type(value).__name__}"
             raise NotEncodable(f"{what} is not a {self.kind!r:.80}: {error}") from error
@@ -69,7 +61,7 @@ class Codec(Generic[T]):
         """The value, or MISSING for bytes that are not ours: a miss, never a crash."""
         try:
             return self._decoder.decode(self.plain(payload, flags))
-        except (msgspec.MsgspecError, ValueError, RecursionError, zlib.error):
+        except Exception:  # a type's own __post_init__ raises what it likes
             return cast(T, MISSING)
 
     def plain(self, payload: bytes, flags: int) -> bytes:
@@ -84,5 +76,5 @@ class Codec(Generic[T]):
         return plain
 
     def plainly(self, plain: bytes) -> T:
-        """The value of bytes that were decoded before."""
-        return self._decoder.decode(plain)
+        """The value of bytes that were decoded before; MISSING when the type will not have them any more."""
+        return self.decode(plain, 0)

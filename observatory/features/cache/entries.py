@@ -1,7 +1,7 @@
 """The verbs of a cache that read and write one entry, or several, or all."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
 from aiocache import BaseCache
@@ -9,19 +9,23 @@ from aiocache.base import SENTINEL
 
 from ... import units
 from ...errors import CacheError, InvalidArgument, NotEncodable, StoreError, StoreMisconfigured
+from .checks import at_least_1, dimensions_of, invalidated, labels, milliseconds, nearness, pairs_of, several_keys, threshold
 from .codec import MISSING
-from .entry import BOUNDED, COMPRESSED, MAX_TAGS, pack
+from .entry import BOUNDED, COMPRESSED, pack
 from .flight import Terms
 from .plugins import told
 from .shelf import ABSENT, ANY, Look, Place, near_key
 from .space import Bounds, CacheSpace, Room
 
+A = TypeVar("A")
 T = TypeVar("T")
 D = TypeVar("D")
 OWN: Any = SENTINEL
 """ttl=OWN: the cache's own. aiocache's word for it, since its decorators say it too."""
 _MOST_TRIES = 100
-_LONGEST_MS = 366 * 100 * 86_400_000
+_AWAY = Look(None, b"", None, away=True)
+_AT_ONCE = 256
+"""Keys that one call asks for at a time: so many answers come within redis.max_wait."""
 
 
 class Lender(Protocol):
@@ -31,22 +35,10 @@ class Lender(Protocol):
     def caches(self) -> CacheSpace: ...
 
 
-def milliseconds(seconds: Any, what: str, least: int = 1) -> int:
-    """Of a duration that ends."""
-    if seconds is None:
-        raise InvalidArgument(f"{what} must be seconds above 0: every shared entry expires")
-    number = units.microseconds(seconds, what) // 1000
-    if not least <= number <= _LONGEST_MS:
-        raise InvalidArgument(f"{what} must be at least {least} ms and end within a century, got {units.shown(seconds, 40)}")
-    return number
-
-
-def _at_least_1(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidArgument(
-            f"{what} must be a whole number of at least 1, got {units.shown(value)}", remedy="near=False keeps none"
-        )
-    return value
+def batched(several: Sequence[A]) -> Iterator[Sequence[A]]:
+    """As many at a time as may be on their way at once."""
+    for start in range(0, len(several), _AT_ONCE):
+        yield several[start : start + _AT_ONCE]
 
 
 class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
@@ -81,17 +73,17 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         super().__init__(timeout=timeout, plugins=plugins, namespace=namespace, key_builder=key_builder)
         space = obs.caches
         bounds = Bounds(
-            space.near.entries if max_entries is None else _at_least_1(max_entries, "max_entries"),
-            space.near.bytes if max_bytes is None else _at_least_1(max_bytes, "max_bytes"),
+            space.near.entries if max_entries is None else at_least_1(max_entries, "max_entries"),
+            space.near.bytes if max_bytes is None else at_least_1(max_bytes, "max_bytes"),
         )
-        self._room: Room = space.room(type, name, by, bounds if (space.is_near if near is None else near) else None)
+        is_near = space.is_near if nearness(near) is None else near
+        self._room: Room = space.room(type, name, dimensions_of(by), bounds if is_near else None)
         self.name = name
         self._spelled = namespace is not None or key_builder is not None
         self._own_ttl_ms = milliseconds(space.ttl if ttl is None else ttl, "ttl")
         self._own_stale_ms = milliseconds(stale_for, "stale_for", least=0)
-        if compress_over is not None and (not isinstance(compress_over, int) or compress_over < 0):
-            raise InvalidArgument(f"compress_over must be bytes, at least 0, got {units.shown(compress_over)}")
-        self._compress_over = space.compress_over if compress_over is None else compress_over
+        over = threshold(compress_over)
+        self._compress_over = space.compress_over if over is None else over
         if on_store_down not in ("miss", "stale"):
             raise InvalidArgument(f"on_store_down must be miss or stale, got {units.shown(on_store_down)}")
         self._last = on_store_down == "stale"
@@ -100,15 +92,11 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
     def _terms(self, ttl: Any = OWN, stale_for: Any = OWN, tags: Iterable[str] = (), fail_for: float = 0.0) -> Terms:
         if ttl is OWN and stale_for is OWN and tags == () and fail_for == 0.0:
             return self._own_terms
-        if isinstance(tags, str):
-            raise InvalidArgument(f"tags must be several strings, got the string {units.shown(tags)}")
-        labels = tuple(dict.fromkeys(tags))
-        if len(labels) > MAX_TAGS or not all(isinstance(tag, str) and tag for tag in labels):
-            raise InvalidArgument(f"tags must be at most {MAX_TAGS} non-empty strings, got {units.shown(labels)}")
+        checked = labels(tags)
         ttl_ms = self._own_ttl_ms if ttl is OWN else milliseconds(ttl, "ttl")
         stale_ms = self._own_stale_ms if stale_for is OWN else milliseconds(stale_for, "stale_for", least=0)
         kept = milliseconds(fail_for, "fail_for", least=0) / 1000
-        return Terms(ttl_ms, stale_ms, labels, kept, self._compress_over, self._last)
+        return Terms(ttl_ms, stale_ms, checked, kept, self._compress_over, self._last)
 
     def _place(self, key: str) -> Place:
         return self._room.place(self.build_key(self._room.checked(key)) if self._spelled else key)
@@ -136,27 +124,41 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         return room.near.lookup(near_key(key, room.scope()) if room.by else key)
 
     async def _get(self, key: str) -> Any:
-        self._room.checked(key)
+        place = self._known(key)
+        return self._taken(place, await self._look(place))
+
+    async def _look(self, place: Place | None, away: bool = False) -> Look:
+        """away: the store has just not answered, and is not asked again."""
+        if place is not None and not away:
+            return await self._room.flights.look(place)
+        if place is not None:
+            self._room.counts.error()
+        return _AWAY
+
+    def _taken(self, place: Place | None, look: Look) -> Any:
+        """The value of what was found, counted and kept near."""
         counts = self._room.counts
-        try:
-            place = self._place(key)
-        except StoreMisconfigured:
-            raise
-        except StoreError:
-            counts.error()
-            counts.miss()
-            return MISSING
-        look = await self._room.flights.look(place)
         value = self._value(look)
-        if value is not MISSING and look.entry is not None:
+        if place is not None and look.entry is not None and value is not MISSING:
             counts.hit("shared")
             payload = self._room.codec.plain(look.entry.payload, look.entry.flags)
             self._room.shelf.keep(place, look, value, payload, self._now_us(), self._own_stale_ms)
             return value
-        value = self._room.flights.last(place, look, self._own_terms)
+        value = MISSING if place is None else self._room.flights.last(place, look, self._own_terms)
         if value is MISSING:
             counts.miss()
         return value
+
+    def _known(self, key: str) -> Place | None:
+        """For who reads: None before the store was ever reached, which counts as an outage."""
+        self._room.checked(key)
+        try:
+            return self._place(key)
+        except StoreMisconfigured:
+            raise
+        except StoreError:
+            self._room.counts.error()
+            return None
 
     def _value(self, look: Look) -> Any:
         entry = look.entry
@@ -171,17 +173,23 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         return self._room.flights.now_us()
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, T]:
-        """Hits only, so that None can be a value."""
-        wanted = list(dict.fromkeys(keys))
+        """Hits only, so that None can be a value. Some hundreds of keys are asked for at a time."""
+        wanted = tuple(dict.fromkeys(several_keys(keys)))
         found = {key: value for key in wanted if (value := self._nearby(key)) is not MISSING}
         others = [key for key in wanted if key not in found]
-        found.update(zip(others, await asyncio.gather(*map(self._get, others)), strict=True))
+        away = False
+        for some in batched(others):
+            places = [self._known(key) for key in some]
+            looks = await asyncio.gather(*(self._look(place, away) for place in places))
+            away = all(look.away for look in looks)
+            found.update(zip(some, map(self._taken, places, looks), strict=True))
         return {key: found[key] for key in wanted if found[key] is not MISSING}
 
     @told
     async def exists(self, key: str) -> bool:
         """Whether `get` would be a hit; counts as none."""
-        return self._value(await self._room.flights.look(self._place(key))) is not MISSING
+        place = self._known(key)
+        return place is not None and self._value(await self._room.flights.look(place)) is not MISSING
 
     # writing
     @told
@@ -197,18 +205,20 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
         payload, flags = room.codec.encode(value, terms.compress_over)
         record = await room.shelf.record(place, terms.ttl_ms + terms.stale_ms)
         tags = await room.shelf.versions.of_tags(place.scope, terms.tags, terms.ttl_ms + terms.stale_ms)
-        entry, life_ms = room.flights.entry(payload, flags, terms, record.version, tags)
+        entry, life_ms = room.flights.computations.entry(payload, flags, terms, record.version, tags)
         try:
             return await room.shelf.write(place, pack(entry), life_ms, record=record, expected=expected)
         finally:
             room.flights.detach(place)
 
     async def set_many(self, entries: Mapping[str, T], ttl: float = OWN, *, tags: Iterable[str] = ()) -> None:
-        """As many `set` at once; none is written when one is not of the type."""
+        """As many `set`, some hundreds at a time; none is written when one is not of the type. StoreUnavailable: some are."""
         terms = self._terms(ttl, tags=tags)
-        for value in entries.values():
+        pairs = [(self._place(key), value) for key, value in pairs_of(entries).items()]
+        for _, value in pairs:
             self._room.codec.encode(value)
-        await asyncio.gather(*(self._write(self._place(key), value, terms) for key, value in entries.items()))
+        for some in batched(pairs):
+            await asyncio.gather(*(self._write(place, value, terms) for place, value in some))
 
     @told
     async def add(self, key: str, value: T, ttl: float = OWN, *, tags: Iterable[str] = ()) -> bool:
@@ -244,6 +254,8 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
             if entry is None or look.record is None or self._value(look) is MISSING:
                 return False
             stale_ms = self._own_stale_ms if entry.flags & BOUNDED else 0
+            if not await self._room.shelf.outlive(place, look.record, entry, ttl_ms + stale_ms):
+                return False
             until_us = self._now_us() + ttl_ms * 1000
             flags = entry.flags & COMPRESSED
             if await self._replace(place, look, ttl_ms + stale_ms, more_flags=flags, fresh_until_us=until_us):
@@ -299,8 +311,8 @@ class Entries(BaseCache, Generic[T]):  # type: ignore[misc]
 
     async def invalidate(self, *tags: str) -> None:
         """Everything set with any of these tags counts no more, in O(1) each; also what is being computed now."""
-        labels = self._terms(tags=tags).tags
+        checked = invalidated(tags)
         try:
-            await self._room.shelf.versions.invalidate(self._room.scope(), labels)
+            await self._room.shelf.versions.invalidate(self._room.scope(), checked)
         finally:
             self._room.flights.detach_all()

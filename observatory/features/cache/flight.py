@@ -17,24 +17,29 @@ class Terms(NamedTuple):
 
 
 class Landed(NamedTuple):
-    """What a flight brought. payload: for everybody but the first, who has the value itself; shared: it came from elsewhere."""
+    """What a flight brought. payload: for everybody but the first, who has the value itself; shared: it came from elsewhere.
+
+    fenced: it was not stored, and is for the first alone. unproven: nobody can say whether it was."""
 
     value: Any
     payload: bytes
     flags: int
     fenced: bool = False
     shared: bool = False
+    unproven: bool = False
 
 
 class Flight:
-    """kept: it goes on though nobody waits."""
+    """kept: it goes on though nobody waits. computing: it has begun to, so who joins now came later, and may know of changes
+    that it does not; late: somebody has. alone: without a lease, so that no change would end it."""
 
-    __slots__ = ("kept", "task", "waiting")
+    __slots__ = ("alone", "computing", "kept", "late", "task", "waiting")
     task: "asyncio.Task[Landed]"
 
     def __init__(self, *, kept: bool) -> None:
         self.kept = kept
         self.waiting = 0
+        self.computing = self.late = self.alone = False
 
 
 async def through(work: Awaitable[None]) -> None:

@@ -9,7 +9,8 @@ import asyncio
 from typing import Any
 
 from ...keys import Keys
-from .codec import MISSING, Codec, fingerprint
+from .codec import MISSING, Codec
+from .shape import fingerprint
 from .shelf import Look, Place, Shelf
 
 UNTYPED = fingerprint(Any)
@@ -28,11 +29,9 @@ async def beside(shelf: Shelf, codec: Codec[Any], place: Place, look: Look) -> L
     found = await shelf.read(_of(place, UNTYPED))
     if found.entry is None:
         return look._replace(corrupt=look.corrupt or found.corrupt)
-    try:
-        fits = codec.decode(found.entry.payload, found.entry.flags) is not MISSING
-    except Exception:  # of the type's own __post_init__: nobody promised it anything of this value
-        fits = False
-    return found._replace(corrupt=look.corrupt) if fits else look
+    if codec.decode(found.entry.payload, found.entry.flags) is MISSING:
+        return look
+    return found._replace(head=look.head, corrupt=look.corrupt, beside=True)  # what is written next replaces what `look` found
 
 
 async def all_of(shelf: Shelf, place: Place) -> list[Look]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ...clock import monotonic
 from ...errors import CacheComputationFailed, StoreError
 from ...keys import Key
 from ...store.script import lua
@@ -90,6 +91,17 @@ class Lease:
         keep_ms = int(max(fail_for, TOLD_FOR) * 1000)
         with suppress(StoreError):
             await _release(self._values, lease=self._place.lease, token=self.token, failure=failure, keep_ms=keep_ms)
+
+    async def give_back(self) -> None:
+        """Let go of what may have been granted though nobody heard of it: again while the store is slow, until it has ended."""
+        ends = monotonic() + LEASE
+        while monotonic() < ends:
+            try:
+                await _release(self._values, lease=self._place.lease, token=self.token, failure=b"", keep_ms=0)
+            except StoreError:
+                await asyncio.sleep(LEASE / 12)
+            else:
+                return
 
 
 async def release(store: Store, lease: Key, token: str) -> int:

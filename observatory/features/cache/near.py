@@ -8,11 +8,10 @@ read runs out within the bound, and everything is a miss.
 """
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
-
-import msgspec
 
 from ...clock import monotonic
 from ...errors import ObservatoryError
@@ -20,36 +19,24 @@ from ...keys import Key
 from ...store.tracker import Lease, Listener
 from .codec import MISSING
 from .sieve import Entry, Sieve
+from .weight import cost, immutable
 
 T = TypeVar("T")
-OVERHEAD = 400
-"""Bytes that a kept value costs beside its payload and its shared key, measured (tests/features/test_near.py)."""
 CHECK_EVERY = 1000
 """One near hit of so many is compared with the store."""
-_ATOMS = frozenset((str, bytes, int, float, bool, type(None)))
 _SLACK = 0.25
 """Seconds on top of the bound before an entry that differs counts as a mismatch: this loop may be behind."""
 
 
-def immutable(value: object) -> bool:
-    """One object may be handed to every caller. Only what is known to be so; of tuples and frozen Structs, all parts."""
-    kind = type(value)
-    if kind in _ATOMS:
-        return True
-    if kind is tuple:
-        return all(map(immutable, cast(tuple[object, ...], value)))
-    if isinstance(value, msgspec.Struct):
-        config = value.__struct_config__
-        if config.frozen and not hasattr(value, "__dict__"):
-            return all(immutable(getattr(value, field)) for field in value.__struct_fields__)
-    return False
+_abandoned: list[Any] = []
+"""Tasks of a loop that is gone: their destructors would complain about it."""
 
 
 class Leases(Protocol):
     """What is needed of the store's tracking."""
 
     def include(self, prefix: str) -> None:
-        """Keys that begin so from now on, too."""
+        """Keys that begin so from now on, too. From any thread."""
 
     def lease(self, key: str) -> Lease | None:
         """Of the key's primary, now."""
@@ -112,19 +99,25 @@ class Vicinity(Listener):
         self.read = read
         self.bound = bound
         self._leases: Leases | None = None
+        self._tracking = threading.Lock()
+        """No prefix may fall between a tracking that begins and the one that it follows."""
         self._on_their_way: WeakValueDictionary[bytes, Token] = WeakValueDictionary()
         self.kept: dict[bytes, _Kept] = {}
 
     def expect(self, where: Key) -> Token | None:
         """Before a read of this key is sent. None: nothing that is read now may be kept."""
         if self._leases is None or self._leases.closed:
-            self._leases = self._track(self)
+            with self._tracking:
+                self._leases = self._track(self)
         lease = self._leases.lease(where)
         if lease is None or lease.until <= monotonic():
             return None
         shared = where.encode()
         token = self._on_their_way.get(shared)
         if token is None or token.lease is not lease or token.strays != lease.strays:
+            if token is not None:
+                # No notice finds it from here on: what rests on it must be read anew, what it brings must not be kept.
+                token.dead = True
             token = self._on_their_way[shared] = Token(shared, lease)
         return token
 
@@ -135,9 +128,15 @@ class Vicinity(Listener):
         return self._leases.lease(token.where.decode()) is token.lease
 
     def include(self, prefix: Callable[[], str]) -> None:
-        """Keys that begin so are kept too. What is kept already is read anew: the servers must be told."""
-        if self._leases is not None and not self._leases.closed:
-            self._leases.include(prefix())
+        """Keys that begin so are kept too, once the servers have been told. From any thread, and without a loop; `track` must
+        know of it before."""
+        with self._tracking:
+            if self._leases is not None and not self._leases.closed:
+                self._leases.include(prefix())
+
+    def forget(self) -> None:
+        """A forked child: whoever held the lock may not be in it."""
+        self._tracking = threading.Lock()
 
     def written(self, where: Key) -> None:
         """We write, delete or touch it: to be called before it is sent, and again when it is answered, whatever the answer."""
@@ -203,9 +202,12 @@ class Near(Generic[T]):
         return self._decode(kept.payload) if value is MISSING else value
 
     def last(self, key: Hashable) -> T:
-        """What was kept last, also when nobody promises any more that it is the store's: for while the store is away."""
+        """What was kept last, also when nobody promises any more that it is the store's: for while the store is away. But
+        nothing of before a gap in the notices that the store survived: it may have been deleted in it."""
         kept = self._find(key)
-        if kept is None or monotonic() >= kept.ends or any(token.dead for token in kept.beside):
+        if kept is None or monotonic() >= kept.ends or kept.lease.succeeded:
+            return cast(T, MISSING)
+        if any(token.dead or token.lease.succeeded for token in kept.beside):
             return cast(T, MISSING)
         return self._decode(kept.payload) if kept.value is MISSING else cast(T, kept.value)
 
@@ -233,10 +235,11 @@ class Near(Generic[T]):
         until when it may be served, and (default: as long) until when `last` may, with the store away."""
         if not tokens or not all(map(self._vicinity.holds, tokens)):
             return False
-        where = tokens[0].where
-        kept = _Kept(key, OVERHEAD + len(payload) + len(where), self, tokens, hash(tuple(stored)))
+        where, shared = tokens[0].where, immutable(value)
+        size = cost(key, where, payload, value if shared else None, len(tokens) - 1)
+        kept = _Kept(key, size, self, tokens, hash(tuple(stored)))
         kept.until, kept.ends = until, until if ends is None else ends
-        if immutable(value):
+        if shared:
             kept.value = value
         else:
             kept.payload = payload
@@ -275,8 +278,12 @@ class Near(Generic[T]):
     # the self-check
     def _check(self, kept: _Kept) -> None:
         self._until_check = self._check_every
+        loop = asyncio.get_running_loop()
+        if self._checking and next(iter(self._checking)).get_loop() is not loop:
+            _abandoned.extend(self._checking)  # that loop ended without ending them
+            self._checking.clear()
         if len(self._checking) < 8:
-            task = asyncio.get_running_loop().create_task(self._compare(kept), name="observatory near check")
+            task = loop.create_task(self._compare(kept), name="observatory near check")
             self._checking.add(task)
             task.add_done_callback(self._checking.discard)
 

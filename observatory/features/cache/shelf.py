@@ -57,7 +57,8 @@ class Basis(NamedTuple):
 
 class Look(NamedTuple):
     """What a read found. entry: None for a miss of any kind; head: how the bytes begin that are there all the same; away: the
-    store did not answer; basis: None where nothing may be kept."""
+    store did not answer; basis: None where nothing may be kept; beside: the entry is of the untyped generation, the
+    head of this one."""
 
     entry: Entry | None
     head: bytes
@@ -65,6 +66,7 @@ class Look(NamedTuple):
     corrupt: bool = False
     away: bool = False
     basis: Basis | None = None
+    beside: bool = False
 
 
 _MOST_KNOWN = 10_000
@@ -145,6 +147,12 @@ class Shelf:
         """Under which version to write now what lives so long."""
         (kept,) = await read_all(self._opened(), (place.record,))
         return await self.versions.joined(place.record, record_of(kept), life_ms)
+
+    async def outlive(self, place: Place, record: Record, entry: Entry, life_ms: int) -> bool:
+        """The versions of an entry are to live longer than it, which now lives so long. False: one of them stands no more."""
+        joined = await self.versions.joined(place.record, record, life_ms)
+        tags = await self.versions.of_digests(place.scope, [digest for digest, _ in entry.tags], life_ms)
+        return joined.version == entry.version and tags == entry.tags
 
     async def forget(self, scope: str) -> None:
         """Every entry of this scope counts no more."""

@@ -114,21 +114,25 @@ class CacheSpace:
         self.is_near = is_near
         self.near = near
         self.vicinity = Vicinity(self._track, self._stored, bound=near_bound)
-        self._near: list[str] = []
+        self._near: dict[str, None] = {}
+        self._tracked: Store | None = None
         self._rooms: dict[str, Room] = {}
 
     def _track(self, listener: Listener) -> Tracking:
-        store = self.store()
-        return store.track([store.keys.cached(name) for name in self._near], listener, self.vicinity.bound)
+        store = self._tracked = self.store()
+        return store.track([store.keys.cached(name) for name in list(self._near)], listener, self.vicinity.bound)
 
     async def _stored(self, key: Key) -> bytes | None:
         found: bytes | None = await self.store().command("GET", key, link="values")
         return found
 
     def include(self, name: str) -> None:
-        """Something of this cache will be kept near."""
-        self._near.append(name)
-        self.vicinity.include(lambda: self.store().keys.cached(name))
+        """Something of this cache will be kept near. From any thread: the store's own loop, if there is one, does the rest."""
+        self._near[name] = None
+        self.vicinity.include(lambda: self._spelled(name))
+
+    def _spelled(self, name: str) -> str:
+        return (self._tracked or self.store()).keys.cached(name)
 
     def room(self, kind: Any, name: str, by: str | Iterable[str] | None, near: Bounds | None) -> Room:
         """ConfigurationError when the name is in use here with another type, or kept by something else."""
@@ -167,6 +171,7 @@ class CacheSpace:
 
     def forget(self) -> None:
         """A forked child."""
+        self.vicinity.forget()
         for room in self._rooms.values():
             if room.near is not None:
                 room.near.forget()

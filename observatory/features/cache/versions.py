@@ -28,6 +28,8 @@ KEEP_FOR = 30 * 86_400_000
 _REFRESH_EVERY = 3600.0
 """Seconds after which a writer makes a version live longer again."""
 _MOST_KNOWN = 10_000
+_MOST_GENERATIONS = 64
+"""That a record names, and a write and a delete go through. One more begins a new record, which costs misses."""
 
 
 class Record(NamedTuple):
@@ -50,7 +52,7 @@ class Values:
 
 
 @lua("cache/join")
-def _join(store: Values, *, record: Key, version: str, fingerprint: str, ttl_ms: int) -> Awaitable[bytes]: ...
+def _join(store: Values, *, record: Key, version: str, fingerprint: str, ttl_ms: int, most: int) -> Awaitable[bytes]: ...
 
 
 def record_of(stored: bytes | None) -> Record | None:
@@ -81,12 +83,13 @@ class Versions:
         self._name = name
         self._fingerprint = fingerprint
         self._near = near
-        self._kept: dict[Key, tuple[float, int]] = {}
+        self._kept: dict[Key, tuple[float, int, bytes]] = {}
 
     async def joined(self, record_key: Key, seen: Record | None, ttl_ms: int) -> Record:
         """The record, after this generation has put its name there. seen: as it was read a moment ago."""
         keep_ms = max(KEEP_FOR, 2 * ttl_ms)
-        if seen is not None and self._fingerprint in seen.generations and not self._is_due(record_key, keep_ms):
+        is_named = seen is not None and self._fingerprint in seen.generations and len(seen.generations) <= _MOST_GENERATIONS
+        if seen is not None and is_named and not self._is_due(record_key, seen.version, keep_ms):
             return seen
         stored = await _join(
             Values(self._store()),
@@ -94,19 +97,23 @@ class Versions:
             version=secrets.token_hex(8),
             fingerprint=self._fingerprint,
             ttl_ms=keep_ms,
+            most=_MOST_GENERATIONS,
         )
-        self._keep(record_key, keep_ms)
         record = record_of(stored)
         if record is None:  # somebody else's bytes: nothing counts under them
             await self.forget(record_key)
             return await self.joined(record_key, None, ttl_ms)
+        self._keep(record_key, record.version, keep_ms)
         return record
 
     async def of_tags(self, scope: str, tags: Sequence[str], ttl_ms: int) -> tuple[tuple[bytes, bytes], ...]:
         """Each tag with its version, made where there is none. Asked before what they stand beside is computed."""
         if not tags:
             return ()
-        digests = [digest_of(tag) for tag in dict.fromkeys(tags)]
+        return await self.of_digests(scope, [digest_of(tag) for tag in dict.fromkeys(tags)], ttl_ms)
+
+    async def of_digests(self, scope: str, digests: Sequence[bytes], ttl_ms: int) -> tuple[tuple[bytes, bytes], ...]:
+        """The same of tags of which only that is known."""
         keep_ms = max(KEEP_FOR, 2 * ttl_ms)
         return tuple(
             zip(digests, await asyncio.gather(*(self._of_tag(scope, digest, keep_ms) for digest in digests)), strict=True)
@@ -124,12 +131,12 @@ class Versions:
             await self.forget(key)
             found = await store.command("SET", key, made, "NX", "GET", "PX", keep_ms, link="values")
         if found is None:
-            self._keep(key, keep_ms)
+            self._keep(key, made, keep_ms)
             return made
-        if self._is_due(key, keep_ms):
+        if self._is_due(key, found, keep_ms):
             if await store.command("PTTL", key, link="values") < keep_ms * 3 / 4:  # what touches it ends what is kept near
                 await store.command("PEXPIRE", key, keep_ms, link="values")
-            self._keep(key, keep_ms)
+            self._keep(key, found, keep_ms)
         return found if len(found) == 8 else bytes(8)
 
     def keys_of(self, scope: str, tags: Sequence[tuple[bytes, bytes]]) -> list[Key]:
@@ -144,6 +151,8 @@ class Versions:
     async def forget(self, *keys: Key) -> None:
         """What was made under these versions counts no more, anywhere."""
         store = self._store()
+        for key in keys:
+            self._kept.pop(key, None)
         with touching(self._near, *keys):
             await asyncio.gather(*(store.command("DEL", key, link="values") for key in keys))
 
@@ -151,15 +160,16 @@ class Versions:
         keys = self._store().keys
         await self.forget(*(keys.cache_tag(self._name, digest_of(tag).hex(), scope) for tag in dict.fromkeys(tags)))
 
-    def _is_due(self, key: Key, keep_ms: int) -> bool:
-        """Whether the key should be made to live longer by this process."""
-        kept_at, kept_ms = self._kept.get(key, (None, 0))
-        return kept_at is None or monotonic() - kept_at > _REFRESH_EVERY or kept_ms < keep_ms
+    def _is_due(self, key: Key, version: bytes, keep_ms: int) -> bool:
+        """Whether the key should be made to live longer by this process. Another version was made by somebody else, who may
+        have needed it for less long."""
+        kept_at, kept_ms, kept = self._kept.get(key, (0.0, 0, b""))
+        return kept != version or monotonic() - kept_at > _REFRESH_EVERY or kept_ms < keep_ms
 
-    def _keep(self, key: Key, keep_ms: int) -> None:
+    def _keep(self, key: Key, version: bytes, keep_ms: int) -> None:
         if len(self._kept) >= _MOST_KNOWN:
             self._kept.clear()
-        self._kept[key] = (monotonic(), keep_ms)
+        self._kept[key] = (monotonic(), keep_ms, version)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from ... import dimensions, names, units
 from ...clock import monotonic
 from ...errors import InvalidArgument, NotOpen, StoreError
 from ...features.cache import Cache, CacheSpace
-from ...features.cache.entries import milliseconds
+from ...features.cache.checks import milliseconds
 from ...features.cache.space import Room
 from ...names import ANSWERS_UNKEPT
 from .answer import Answer, Headers, flaw
