@@ -2,7 +2,16 @@
 
 import sys
 
-from . import bench_cache, bench_cache_near, bench_growth, bench_metrics, bench_rate_limiter, bench_reservations, bench_worker
+from . import (
+    bench_cache,
+    bench_cache_near,
+    bench_growth,
+    bench_metrics,
+    bench_rate_limiter,
+    bench_reservations,
+    bench_transport,
+    bench_worker,
+)
 from .harness import main
 
 if __name__ == "__main__":
@@ -14,5 +23,6 @@ if __name__ == "__main__":
         main(bench_worker.BENCHMARK),
         main(bench_cache.BENCHMARK),
         main(bench_cache_near.BENCHMARK),
+        main(bench_transport.BENCHMARK),
     ]
     sys.exit(max(broken))
