@@ -211,7 +211,7 @@ class Exchange:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             return reading.error or (None if reading.over else "cancelled")
         if error is not None:
-            return type(error).__name__
+            return reading.error or type(error).__name__
         if reading.error is None and cut and not reading.over:
             return "cancelled"
         return reading.error

@@ -224,6 +224,10 @@ async def test_a_connection_that_breaks(obs: Observatory, there: Provider, clien
     assert span.status.status_code is StatusCode.ERROR
     assert [event.name for event in span.events] == ["exception"]
     assert await total(obs, Metric.ERRORS_TOTAL, code=call.error) == 1
+    there.says = lambda _: Answer(200, STREAM, chat(CHAT[1], b'{"error":{"code":"server_error"}}'), cut=True)
+    with obs.llm.collect() as calls, pytest.raises(raised.type):
+        await client.post("/chat/completions", json=QUESTION)
+    assert [call.error for call in calls] == ["server_error"], "who says why goes before how"
 
 
 async def test_a_provider_that_is_not_there(obs: Observatory) -> None:

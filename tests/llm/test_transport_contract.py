@@ -15,7 +15,7 @@ import openai
 import pytest
 import trustme
 
-from observatory import Observatory
+from observatory import Observatory, Usage
 from tests.llm.replay import Answer, Provider, pieces, provider
 from tests.llm.test_reading import CHAT, SSE, USED, chat
 
@@ -154,3 +154,16 @@ async def test_http2(obs: Observatory, library: Any, authority: trustme.CA) -> N
     assert {answer.http_version for answer in answers} == {"HTTP/2"}
     assert [call.usage for call in calls] == [USED] * 4
     assert there.versions == ["h2"]
+
+
+async def test_fifty_megabytes_pass(obs: Observatory, there: Provider, library: Any) -> None:
+    """Unchanged, and read to their end, where the usage is."""
+    answer = b'{"model":"gpt-4o","choices":[{"message":{"content":"' + b'a \\"usage\\": {' * 4_000_000
+    answer += b'"},"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"completion_tokens":9}}'
+    there.says = lambda _: Answer(200, {"content-type": "application/json"}, pieces(answer, 2**20))
+    with obs.llm.collect() as calls:
+        async with obs.llm.http_client(library, timeout=60) as client:
+            got = await client.post(f"{there.url}/v1/chat/completions", json={"model": "gpt-4o"})
+    assert len(answer) > 50_000_000
+    assert got.content == answer
+    assert [(call.usage, call.error) for call in calls] == [(Usage(7, 9), None)]
