@@ -10,6 +10,7 @@ from . import (
     bench_rate_limiter,
     bench_reservations,
     bench_resilience,
+    bench_transport,
     bench_worker,
 )
 from .harness import main
@@ -24,5 +25,6 @@ if __name__ == "__main__":
         main(bench_cache.BENCHMARK),
         main(bench_cache_near.BENCHMARK),
         main(bench_resilience.BENCHMARK),
+        main(bench_transport.BENCHMARK),
     ]
     sys.exit(max(broken))

@@ -29,14 +29,15 @@ from .features.cache import Cache, CacheStats
 from .features.metrics import Counter, Gauge, Histogram, Metrics
 from .features.rate_limiter import Decision, Limit, Override, RateLimiter, Reservation, Settlement
 from .features.retry import Retry, RetryDetails
-from .llm import AnswerCache, Usage
+from .llm import LLM, AnswerCache, Call, Prices, Usage
 from .logs import Logger
 from .names import Metric
-from .settings import Settings
+from .settings import Price, Settings
 from .store.check import Health
 from .version import __version__
 
 __all__ = [
+    "LLM",
     "AnswerCache",
     "AnswerInterrupted",
     "Breaker",
@@ -47,6 +48,7 @@ __all__ = [
     "CacheError",
     "CacheMiss",
     "CacheStats",
+    "Call",
     "CircuitOpen",
     "ConfigurationError",
     "CoolingDown",
@@ -68,6 +70,8 @@ __all__ = [
     "Override",
     "Pauses",
     "PayloadTooLarge",
+    "Price",
+    "Prices",
     "RateLimitExceeded",
     "RateLimiter",
     "Reservation",

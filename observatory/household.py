@@ -17,7 +17,7 @@ from .features.rate_limiter import RateLimiter
 from .features.retry import Retry, RetryBudget
 from .features.traces import Traces
 from .lifetime import Lifetime
-from .llm import Calls
+from .llm import LLM, Calls, Catalogue, Desk, Prices
 from .logs import Logger
 from .names import LINES_REPEATED
 from .observed import Observer
@@ -152,6 +152,25 @@ class Household:
         return Calls(self.metrics, self.events, self.settings.metrics.dimensions)
 
     @room
+    def _prices(self) -> Prices:
+        return Prices(self.settings.prices, Catalogue())
+
+    @room
+    def _desk(self) -> Desk:
+        return Desk(
+            calls=lambda: self._calls,
+            metrics=lambda: self.metrics,
+            tracing=lambda: self.tracing,
+            prices=lambda: self._prices,
+            now_us=self._lifetime.now_us,
+        )
+
+    @room
+    def llm(self) -> LLM:
+        """LLM calls: a client for any SDK, the calls of a block, prices."""
+        return LLM(self._desk, lambda: self._prices, lambda: self.settings.namespace)
+
+    @room
     def caches(self) -> CacheSpace:
         """What `Cache(obs=...)` is made from; `obs.cache(T)` is the usual way."""
         cache, lifetime = self.settings.cache, self._lifetime
@@ -215,7 +234,17 @@ class Household:
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
-        for name in ("metrics", "events", "otlp", "rate_limiter", "breakers", "retry_budget", "caches", "untyped_caches"):
+        for name in (
+            "metrics",
+            "events",
+            "otlp",
+            "rate_limiter",
+            "breakers",
+            "retry_budget",
+            "caches",
+            "untyped_caches",
+            "_desk",
+        ):
             if name in self.__dict__:
                 self.__dict__[name].forget()
         for name in ("logger", "tracing"):

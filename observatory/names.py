@@ -37,6 +37,9 @@ class Definition(msgspec.Struct, frozen=True):
 EVENTS_APPLIED: Final = "observatory_events_applied_total"
 UNPRICED_CALLS: Final = "observatory_unpriced_calls_total"
 FIRST_TOKEN: Final = "observatory_time_to_first_token_seconds"  # noqa: S105 (of a language model)
+INTER_TOKEN: Final = "observatory_inter_token_seconds"  # noqa: S105 (likewise)
+ESTIMATED_CALLS: Final = "observatory_estimated_calls_total"
+HTTP_SECONDS: Final = "observatory_http_client_seconds"
 SERIES_FOLDED: Final = "observatory_series_folded_total"
 VALUES_REFUSED: Final = "observatory_values_refused_total"
 RESERVATIONS_REAPED: Final = "observatory_reservations_reaped_total"
@@ -90,6 +93,13 @@ OURS: Final[dict[str, Definition]] = {
     Metric.RETRY_ATTEMPTS: Definition("counter", "", "Retries, by name and outcome"),
     FIRST_TOKEN: Definition("histogram", "s", "Time to the first token of a streamed LLM call"),
     UNPRICED_CALLS: Definition("counter", "{request}", "LLM calls whose price is unknown"),
+    INTER_TOKEN: Definition("histogram", "s", "Time between arrivals that bring output of a streamed LLM call"),
+    ESTIMATED_CALLS: Definition(
+        "counter", "{request}", "LLM calls whose tokens were counted here: the provider did not say them"
+    ),
+    HTTP_SECONDS: Definition(
+        "histogram", "s", "Time to the head of a response that is no LLM call's, by host, method and status"
+    ),
     EVENTS_APPLIED: Definition("counter", "{event}", "Events that workers have applied, by type"),
     SERIES_FOLDED: Definition("counter", "", "Recordings folded into the overflow series, by metric"),
     VALUES_REFUSED: Definition("counter", "", "Recordings refused because their value was not acceptable, by metric"),

@@ -2,5 +2,10 @@
 
 from .answers import AnswerCache
 from .call import CallData, Calls, Usage
+from .catalogue import Catalogue
+from .collecting import Call
+from .exchange import Desk
+from .llm import LLM
+from .prices import Prices
 
-__all__ = ["AnswerCache", "CallData", "Calls", "Usage"]
+__all__ = ["LLM", "AnswerCache", "Call", "CallData", "Calls", "Catalogue", "Desk", "Prices", "Usage"]

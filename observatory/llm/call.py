@@ -49,7 +49,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.input_tokens + self.output_tokens
 
 
-class _Call(msgspec.Struct, frozen=True, omit_defaults=True):
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an event of type llm_call carries; numbers are not looked at."""
 
     provider: str
@@ -62,6 +62,11 @@ class _Call(msgspec.Struct, frozen=True, omit_defaults=True):
     status: str = "success"
     error: str | None = None
     trace_id: str | None = None
+    response_model: str | None = None
+    """The model that answered, as it calls itself."""
+    http_status: int | None = None
+    estimated: bool = False
+    """Whether the tokens were counted by us, because the provider did not say them."""
 
     def check_texts(self) -> None:
         """InvalidArgument names the one that is not acceptable."""
@@ -87,7 +92,7 @@ class _Call(msgspec.Struct, frozen=True, omit_defaults=True):
                 raise InvalidArgument(f"{field} must be a text of 1 to 256 characters, got {units.shown(value, 80)}")
 
 
-class CallData(_Call, frozen=True, omit_defaults=True):
+class CallData(Record, frozen=True, omit_defaults=True):
     """What an event of type llm_call carries. latency and time_to_first_token: seconds. cost_usd None: price unknown."""
 
     def __post_init__(self) -> None:
@@ -128,6 +133,7 @@ class StoredCall(msgspec.Struct, frozen=True):
     cost_usd: Decimal | None = None
     status: Literal["success", "error", "refused"] = "success"
     error: str | None = None
+    estimated: bool = False
 
 
 def nano(cost_usd: Amount | None) -> int | None:
@@ -165,7 +171,7 @@ class Exemplifying(Adding, Protocol):
 class _Meter:
     """The counters and histograms that calls of one provider, model and labels go to."""
 
-    __slots__ = ("cost", "first_token", "input", "latency", "output", "requests", "unpriced")
+    __slots__ = ("cost", "estimated", "first_token", "input", "latency", "output", "requests", "unpriced")
 
     def __init__(self, into: Adding, base: Mapping[str, str]) -> None:
         requests, tokens = into.counter(Metric.REQUESTS_TOTAL), into.counter(Metric.TOKENS_PROCESSED)
@@ -175,6 +181,7 @@ class _Meter:
         self.first_token = into.histogram(names.FIRST_TOKEN).bind(**base)
         self.cost = into.counter(Metric.TOTAL_COST_USD).bind(**base)
         self.unpriced = into.counter(names.UNPRICED_CALLS).bind(**base)
+        self.estimated = into.counter(names.ESTIMATED_CALLS).bind(**base)
 
 
 class Meters:
@@ -185,7 +192,7 @@ class Meters:
         self._labels = labels
         self._meters: dict[tuple[str | None, ...], _Meter] = {}
 
-    def _meter(self, call: _Call | StoredCall, dimensions: Dimensions) -> _Meter:
+    def _meter(self, call: Record | StoredCall, dimensions: Dimensions) -> _Meter:
         key: tuple[str | None, ...] = (call.provider, call.model)
         if self._labels:
             key += tuple([dimensions.get(name) for name in self._labels])
@@ -196,13 +203,13 @@ class Meters:
             found = self._meters[key] = _Meter(self._into, self.labels(call, dimensions))
         return found
 
-    def labels(self, call: _Call | StoredCall, dimensions: Dimensions) -> dict[str, str]:
+    def labels(self, call: Record | StoredCall, dimensions: Dimensions) -> dict[str, str]:
         """Those that all metrics of a call have."""
         base = {"provider": call.provider, "model": call.model}
         base.update((name, dimensions[name]) for name in self._labels if name in dimensions)
         return base
 
-    def measure(self, call: _Call | StoredCall, dimensions: Dimensions, nano_usd: int | None) -> None:
+    def measure(self, call: Record | StoredCall, dimensions: Dimensions, nano_usd: int | None) -> None:
         """Write every metric of one call. nano_usd: its cost, as `nano` has it."""
         meter = self._meter(call, dimensions)
         meter.requests[call.status].add(1)
@@ -210,10 +217,9 @@ class Meters:
             self._into.counter(Metric.ERRORS_TOTAL).bind(code=(call.error or "unknown")[:200], module="llm").add(1)
         if call.status == "refused":
             return
-        if call.latency is not None:
-            meter.latency.record(call.latency)
-        if call.time_to_first_token is not None:
-            meter.first_token.record(call.time_to_first_token)
+        if call.estimated:
+            meter.estimated.add(1)
+        self._times(meter, call)
         if (usage := call.usage) is not None:
             if usage.input_tokens:
                 meter.input.add(usage.input_tokens)
@@ -223,6 +229,13 @@ class Meters:
             meter.cost.add(nano_usd / 1e9 if nano_usd < _EXACT_AS_DOUBLE else call.cost_usd)
         elif usage is not None:
             meter.unpriced.add(1)
+
+    @staticmethod
+    def _times(meter: _Meter, call: Record | StoredCall) -> None:
+        if call.latency is not None:
+            meter.latency.record(call.latency)
+        if call.time_to_first_token is not None:
+            meter.first_token.record(call.time_to_first_token)
 
 
 class Recording(Protocol):
@@ -260,7 +273,7 @@ class Calls:
         if usage is not None and not isinstance(usage, Usage):
             raise InvalidArgument(f"tokens must be a whole number or a Usage, got {units.shown(tokens, 80)}")
         nano_usd = nano(cost_usd)
-        call = _Call(
+        call = Record(
             provider,
             model,
             operation,
@@ -272,16 +285,20 @@ class Calls:
             error,
             trace_id,
         )
-        call.check_texts()
         known = bound.current()
         if dimensions:
             known = {**known, **bound.checked(dimensions)}
+        return self.put(call, nano_usd, known, id)
+
+    def put(self, call: Record, nano_usd: int | None, known: Dimensions, id: str | None = None) -> str:  # noqa: A002
+        """A call whose numbers are known to be good. known: all of its dimensions. Returns the event's id."""
+        call.check_texts()
         claimed, is_new = self._events.put(LLM_CALL, call, known, id=id, counted=True)
         if is_new:
             self._meters.measure(call, known, nano_usd)
-            if trace_id is not None:
+            if call.trace_id is not None and call.latency is not None:
                 base = self._meters.labels(call, known)
-                self._metrics.exemplify(Metric.REQUEST_LATENCY, latency, base)
-                if time_to_first_token is not None:
-                    self._metrics.exemplify(names.FIRST_TOKEN, time_to_first_token, base)
+                self._metrics.exemplify(Metric.REQUEST_LATENCY, call.latency, base)
+                if call.time_to_first_token is not None:
+                    self._metrics.exemplify(names.FIRST_TOKEN, call.time_to_first_token, base)
         return claimed

@@ -12,6 +12,7 @@ import msgspec
 from .. import names, units
 from ..errors import ConfigurationError, InvalidArgument
 from ..redaction import compiled
+from .prices import Price, prices
 from .table import SECTIONS, TABLE, BreakerSettings, Everything, LimitSettings, bounds, value_of
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -32,6 +33,7 @@ class Settings(Everything, frozen=True):
         sources: dict[str, str] = {}
         limits: dict[str, LimitSettings] = {}
         breakers: dict[str, BreakerSettings] = {}
+        priced: dict[str, tuple[Price, ...]] = {}
         path: str | None = (
             file or environ.get("OBSERVATORY_CONFIG") or ("observatory.toml" if Path("observatory.toml").is_file() else None)
         )
@@ -40,6 +42,7 @@ class Settings(Everything, frozen=True):
             document = _read(path)
             limits = _tables(document.pop("limits", {}), layer, "limits", LimitSettings, names.limit_name)
             breakers = _tables(document.pop("breakers", {}), layer, "breakers", BreakerSettings, names.breaker_name)
+            priced = prices(document.pop("prices", {}), layer)
             for key, value in _flat(document, layer):
                 found[key], sources[key] = _parse(key, value, layer), layer
         warnings: list[str] = []
@@ -52,7 +55,7 @@ class Settings(Everything, frozen=True):
                 raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
             key = _ARGUMENTS[name]
             found[key], sources[key] = _parse(key, value, f"argument {name}"), "arguments"
-        return _build(found, limits=limits, breakers=breakers, sources=sources, warnings=tuple(warnings))
+        return _build(found, limits=limits, breakers=breakers, prices=priced, sources=sources, warnings=tuple(warnings))
 
     def replace(self, **values: Any) -> "Settings":
         """The same settings with some values changed, named as in `load`."""
@@ -61,9 +64,18 @@ class Settings(Everything, frozen=True):
             if name not in _ARGUMENTS:
                 raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
             found[_ARGUMENTS[name]] = _parse(_ARGUMENTS[name], value, f"argument {name}")
-        return _build(found, limits=self.limits, breakers=self.breakers, sources=self.sources, warnings=self.warnings)
+        return _build(
+            found,
+            limits=self.limits,
+            breakers=self.breakers,
+            prices=self.prices,
+            sources=self.sources,
+            warnings=self.warnings,
+        )
 
 
+_TABLES = ("limits", "breakers", "prices")
+"""What a file says by name."""
 _ARGUMENTS = {key.replace(".", "_"): key for key in TABLE}
 _ENVIRONMENT = {f"OBSERVATORY_{name.upper()}": key for name, key in _ARGUMENTS.items()}
 _STANDARD = {"OTEL_SERVICE_NAME": "service_name", "OTEL_TRACES_SAMPLER_ARG": "tracing.sample_ratio"}
@@ -101,7 +113,9 @@ def _flat(document: Mapping[str, Any], layer: str) -> Iterator[tuple[str, Any]]:
         elif name in TABLE:
             yield name, value
         else:
-            raise ConfigurationError(f"{layer}: {name}: unknown key{_nearest(name, {*TABLE, *SECTIONS, 'limits', 'breakers'})}")
+            raise ConfigurationError(
+                f"{layer}: {name}: unknown key{_nearest(name, {*TABLE, *SECTIONS, 'limits', 'breakers', 'prices'})}"
+            )
 
 
 def _tables(tables: Any, layer: str, section: str, kind: type[T], name_of: Callable[[object], str]) -> dict[str, T]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_
 import msgspec
 
 from ..types import LogLevel
+from .prices import Price
 
 
 class Row(NamedTuple):
@@ -271,6 +272,8 @@ class Everything(_Discreet, frozen=True):
     worker: Worker = Worker()
     limits: Mapping[str, LimitSettings] = {}
     breakers: Mapping[str, BreakerSettings] = {}
+    prices: Mapping[str, tuple[Price, ...]] = {}
+    """By PROVIDER/MODEL: those that go before the catalogue's."""
     sources: Mapping[str, str] = {}
     """Which layer each setting that is not a default came from."""
     warnings: tuple[str, ...] = ()

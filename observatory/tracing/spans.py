@@ -145,9 +145,10 @@ class Tracing:
             if token is not None:
                 context.detach(token)
 
-    def started(self, name: str) -> Span:
+    def started(self, name: str, attributes: Mapping[str, Any] | None = None, *, kind: Kind = "internal") -> Span:
         """A span that somebody else makes the current one, and ends."""
-        return self._get().start_span(name, attributes=dict(dimensions.current()))
+        said = {**dimensions.current(), **(attributes or {})}
+        return self._get().start_span(name, kind=SpanKind[kind.upper()], attributes=said)
 
     @contextmanager
     def noting(self, span: Span) -> Iterator[None]:
@@ -155,9 +156,13 @@ class Tracing:
         try:
             yield
         except Exception as error:
-            with contextlib.suppress(Exception):  # an exception that cannot be shown is raised all the same
-                self._note(span, error)
+            self.noted(span, error)
             raise
+
+    def noted(self, span: Span, error: Exception) -> None:
+        """This is why a span failed."""
+        with contextlib.suppress(Exception):  # of one that cannot be shown
+            self._note(span, error)
 
     def _note(self, span: Span, error: Exception) -> None:
         if not span.is_recording():

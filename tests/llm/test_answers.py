@@ -15,10 +15,11 @@ from observatory.clock import monotonic
 from tests.conftest import Open
 from tests.llm.conftest import Connect
 from tests.llm.provider import Asked, Client, Provider, Said, question
+from tests.llm.replay import DATA
 from tests.proxy import proxy
-from tests.servers import ROOT, Server
+from tests.servers import Server
 
-RECORDED = ROOT.parent / "shared" / "data" / "recorded_llm_exchanges.ndjson"
+RECORDED = DATA / "recorded_llm_exchanges.ndjson"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -5,11 +5,14 @@ from contextlib import AbstractContextManager
 from decimal import Decimal
 from typing import assert_type
 
+import httpx
+import httpx2
 from opentelemetry.trace import Span
 
 from observatory import (
     Cache,
     CacheStats,
+    Call,
     Decision,
     Limit,
     Metric,
@@ -26,6 +29,13 @@ obs.rate_limiter.define(
     Limit("openai-tokens", 2_000_000, per="1m", unit="tokens"),
     Limit("team-budget", Decimal(500), per="30d", unit="usd", by=("team", "project")),
 )
+
+assert_type(obs.llm.http_client(), httpx2.AsyncClient)
+assert_type(obs.llm.http_client("httpx", proxy="http://proxy"), httpx.AsyncClient)
+assert_type(obs.llm.transport(httpx2.AsyncHTTPTransport()), httpx2.AsyncBaseTransport)
+assert_type(obs.llm.transport(httpx.AsyncHTTPTransport()), httpx.AsyncBaseTransport)
+with obs.llm.collect() as calls:
+    assert_type(calls, list[Call])
 
 
 async def fetch(number: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ..wire.sse import Events
 from .refusals import Reason
 
 Headers = Sequence[tuple[str, str]]
@@ -132,22 +133,17 @@ def _first(flaws: Iterable[Reason | None]) -> Reason | None:
     return next((one for one in flaws if one), None)
 
 
-def events(body: bytes) -> Iterator[tuple[str, str]]:
+def events(body: bytes) -> list[tuple[str, str]]:
     """The server-sent events of a body: their name, and their data. What has no empty line behind it is none."""
-    name, data = "", list[str]()
-    text = body.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    for line in text.split("\n")[:-1]:
-        if not line:
-            if data:
-                yield name, "\n".join(data)
-            name, data = "", []
-            continue
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "data":
-            data.append(value)
-        elif field == "event":
-            name = value
+    found = list[tuple[str, str]]()
+
+    def short(name: bytes, data: bytes) -> None:
+        found.append((name.decode("utf-8", "replace"), data.decode("utf-8", "replace")))
+
+    reading = Events(short, lambda name, _: short(name, b""), longest=len(body))
+    reading.feed(body)
+    reading.end()
+    return found
 
 
 def _flaw_of_stream(endpoint: str, body: bytes) -> Reason | None:

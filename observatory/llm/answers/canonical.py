@@ -13,6 +13,8 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from ..wire.request import CREDENTIALS
+
 MAX_BODY: Final = 8 * 2**20
 """Bytes: a request above is not worth its canonical form."""
 ENDPOINTS: Final = ("chat/completions", "completions", "responses", "messages", "embeddings", "moderations")
@@ -25,7 +27,6 @@ _TURNS = frozenset({"messages", "input", "system"})
 
 HEADERS: Final = ("accept", "openai-", "anthropic-", "azureml-", "x-portkey-", "helicone-", "cf-aig-", "x-litellm-")
 """Headers that change the answer: those that begin so, `accept` alone in full."""
-CREDENTIALS: Final = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _READABLE = ("gzip", "deflate")
 
 

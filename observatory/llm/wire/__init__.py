@@ -1,0 +1,8 @@
+"""What passes between a client and a provider: which call a request is, and what a response says of itself."""
+
+from .reader import Reader
+from .reading import Reading
+from .request import Endpoint, Recognised, recognise
+from .tokens import Tokenizer, approximately
+
+__all__ = ["Endpoint", "Reader", "Reading", "Recognised", "Tokenizer", "approximately", "recognise"]

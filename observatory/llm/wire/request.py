@@ -1,0 +1,175 @@
+"""Which LLM call a request is: its provider, endpoint, model; what it may use. Nothing here changes it."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, Final, Literal
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from .tokens import TOOLS, Tokenizer, approximately, input_tokens, max_output
+
+Endpoint = Literal["chat", "responses", "completions", "embeddings", "messages"]
+OPERATIONS: Final[Mapping[Endpoint, str]] = {
+    "chat": "chat",
+    "responses": "chat",
+    "completions": "text_completion",
+    "embeddings": "embeddings",
+    "messages": "chat",
+}
+"""The names that OpenTelemetry's GenAI conventions have for them."""
+_PATHS: Final[tuple[tuple[str, Endpoint], ...]] = (
+    ("/chat/completions", "chat"),
+    ("/completions", "completions"),
+    ("/responses", "responses"),
+    ("/embeddings", "embeddings"),
+    ("/v1/messages", "messages"),
+)
+_HOSTS: Final = (
+    (r"(?:.*\.)?api\.openai\.com", "openai"),
+    (r".*\.(?:openai\.azure\.com|cognitiveservices\.azure\.com|services\.ai\.azure\.com|azure-api\.net)", "azure.ai.openai"),
+    (r"api\.anthropic\.com", "anthropic"),
+    (r"api\.groq\.com", "groq"),
+    (r"(?:api|codestral)\.mistral\.ai", "mistral_ai"),
+    (r"api\.deepseek\.com", "deepseek"),
+    (r"api\.x\.ai", "x_ai"),
+    (r"api\.perplexity\.ai", "perplexity"),
+    (r"api\.cohere\.(?:ai|com)", "cohere"),
+    (r"generativelanguage\.googleapis\.com", "gcp.gemini"),
+    (r"(?:.*-)?aiplatform\.googleapis\.com", "gcp.vertex_ai"),
+    (r"bedrock-runtime\..*\.amazonaws\.com", "aws.bedrock"),
+    (r"api\.moonshot\.(?:ai|cn)", "moonshot_ai"),
+    (r"api\.together\.(?:xyz|ai)", "together"),
+    (r"api\.fireworks\.ai", "fireworks"),
+    (r"openrouter\.ai", "openrouter"),
+    (r"api\.cerebras\.ai", "cerebras"),
+)
+_KNOWN: Final = tuple((re.compile(pattern), provider) for pattern, provider in _HOSTS)
+COMPATIBLE: Final[Mapping[bool, str]] = {False: "openai_compatible", True: "anthropic_compatible"}
+"""Of an address that nobody has named: what it speaks is known, and who it is is not."""
+_DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
+CREDENTIALS: Final = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+"""Headers that a key comes in."""
+_RETRY: Final = "x-stainless-retry-count"
+MAX_BODY: Final = 32 * 2**20
+"""Bytes: a request above is not looked into."""
+MAX_NAME: Final = 256
+"""Characters of a model's name."""
+
+
+class Recognised(msgspec.Struct, frozen=True):
+    """What is known of an LLM call before it is sent."""
+
+    provider: str
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    host: str
+    port: int | None
+    document: dict[str, Any]
+    """The request as it was decoded, for the estimate and whoever else asks."""
+    key_digest: str | None
+    """Of the API key: the same for the same key, and not the way back."""
+    attempt: int
+    """0, or the number of the retry, as the SDK says it."""
+    tokenizer: Tokenizer = approximately
+
+    @property
+    def operation(self) -> str:
+        return OPERATIONS[self.endpoint]
+
+    def input_tokens(self) -> int:
+        """An estimate; 100 KB of text take about 0.1 ms. A tokenizer that fails is not asked again: the default counts."""
+        more = TOOLS if self.endpoint == "messages" and self.document.get("tools") else 0
+        try:
+            return more + max(0, int(input_tokens(self.document, self.tokenizer)))
+        except Exception:  # somebody's tokenizer: a call is not refused for it
+            return more + input_tokens(self.document)
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """What the request allows; None where it does not say."""
+        return 0 if self.endpoint == "embeddings" else max_output(self.document)
+
+    @property
+    def reports_usage(self) -> bool:
+        """Whether a provider that keeps to the protocol will say what was used."""
+        if not self.stream or self.endpoint not in ("chat", "completions"):
+            return True
+        options = self.document.get("stream_options")
+        return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def recognise(
+    method: str,
+    url: str,
+    headers: Iterable[tuple[str, str]],
+    body: Callable[[], bytes | None],
+    *,
+    provider: str | None = None,
+    secret: bytes = b"",
+    tokenizer: Tokenizer = approximately,
+) -> Recognised | None:
+    """The LLM call that a request is; None for any other. body: asked only where the address is one; None: it cannot be read
+    before it is sent. provider: who answers, where the address does not say. secret: what digests of keys are made with."""
+    if method != "POST":
+        return None
+    parts = urlsplit(url)
+    path = parts.path.rstrip("/")
+    endpoint = next((one for ending, one in _PATHS if path.endswith(ending)), None)
+    if endpoint is None:
+        return None
+    content = body()
+    if content is None or len(content) > MAX_BODY:
+        return None
+    try:
+        document = msgspec.json.decode(content)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    said = {name.lower(): value for name, value in headers}
+    host = (parts.hostname or "").lower()
+    deployment = _DEPLOYMENT.search(parts.path)
+    model = document.get("model")
+    if not isinstance(model, str) or not model:
+        model = unquote(deployment[1]) if deployment else "unknown"
+    return Recognised(
+        provider=provider or provider_of(host, anthropic=endpoint == "messages"),
+        endpoint=endpoint,
+        model=model[:MAX_NAME],
+        stream=document.get("stream") is True,
+        host=host,
+        port=_port(parts.scheme, parts.netloc),
+        document=document,
+        key_digest=_digest(said, secret),
+        attempt=_number(said.get(_RETRY)),
+        tokenizer=tokenizer,
+    )
+
+
+def provider_of(host: str, *, anthropic: bool = False) -> str:
+    """The name that OpenTelemetry has for who answers at a host."""
+    found = next((provider for pattern, provider in _KNOWN if pattern.fullmatch(host)), None)
+    return found or COMPATIBLE[anthropic]
+
+
+def _port(scheme: str, netloc: str) -> int | None:
+    _, _, said = netloc.rpartition("@")[2].rpartition(":")
+    if said.isdigit() and len(said) <= 5:
+        return int(said)
+    return {"https": 443, "http": 80}.get(scheme)
+
+
+def _digest(headers: Mapping[str, str], secret: bytes) -> str | None:
+    key = next((headers[name] for name in CREDENTIALS if headers.get(name)), None)
+    if key is None:
+        return None
+    scheme, _, credential = key.partition(" ")
+    token = credential if credential and scheme.lower() == "bearer" else key
+    return blake2b(token.encode("utf-8", "surrogatepass"), digest_size=12, key=secret[:64]).hexdigest()
+
+
+def _number(said: str | None) -> int:
+    return int(said) if said is not None and said.isascii() and said.isdigit() and len(said) < 4 else 0
