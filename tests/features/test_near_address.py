@@ -45,9 +45,10 @@ async def test_another_server_behind_the_address(own_server: Server, other_serve
                         await asyncio.sleep(0.01)
             assert await gone(one, "k", 5.0) < BOUND + 0.5
             async with asyncio.timeout(10):
-                while await one.get("k") != "new":
+                while await answered(one) != b"new":
                     await asyncio.sleep(0.01)
             await one.warm("k", within=10)
+            assert one.near.lookup("k") == "new"
             await after.set("k", "newer")
             await gone(one, "k", 2.0)
             assert await one.get("k") == "newer"
