@@ -1,13 +1,15 @@
 """Settings: the table, and how its layers are read."""
 
 from .load import Settings
+from .named import BreakerSettings, LimitSettings
 from .prices import Price
-from .table import TABLE, BreakerSettings, LimitSettings, RetrySettings, bounds, defaults, environment_name
+from .table import TABLE, LlmSettings, RetrySettings, bounds, defaults, environment_name
 
 __all__ = [
     "TABLE",
     "BreakerSettings",
     "LimitSettings",
+    "LlmSettings",
     "Price",
     "RetrySettings",
     "Settings",

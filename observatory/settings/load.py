@@ -12,8 +12,9 @@ import msgspec
 from .. import names, units
 from ..errors import ConfigurationError, InvalidArgument
 from ..redaction import compiled
+from .named import BreakerSettings, LimitSettings
 from .prices import Price, prices
-from .table import SECTIONS, TABLE, BreakerSettings, Everything, LimitSettings, bounds, value_of
+from .table import SECTIONS, TABLE, Everything, bounds, value_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 

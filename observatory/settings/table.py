@@ -1,52 +1,12 @@
 """Every setting: name, kind, default, unit, bounds, sentence. `observatory config docs` prints this table."""
 
-import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
-
-import msgspec
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from ..types import LogLevel
+from .named import BreakerSettings, LimitSettings
 from .prices import Price
-
-
-class Row(NamedTuple):
-    """What the table says of one setting, beside its name, type and default."""
-
-    kind: Literal["text", "url", "secret", "seconds", "bytes", "count", "fraction", "names", "words", "choice", "path"]
-    meaning: str
-    unit: str = ""
-    live: bool = False
-    least: float | None = None
-    most: float | None = None
-
-
-class _Discreet(msgspec.Struct, frozen=True):
-    """What says all of itself but its secrets, wherever it is printed or logged."""
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        kinds = {name: row.kind for name, row, _ in _rows(type(self))}
-        return [(name, _discreet(kinds.get(name), getattr(self, name))) for name in self.__struct_fields__]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
-
-
-def _discreet(kind: str | None, value: Any) -> Any:
-    if value is None:
-        return None
-    if kind == "url":
-        scheme, _, rest = str(value).partition("://")
-        # A password may have any character, also the slash that would end it.
-        rest = f"…@{rest.rpartition('@')[2]}" if "@" in rest else rest
-        return re.sub(r"([?&](?:user(?:name)?|password)=)[^&#]*", r"\1…", f"{scheme}://{rest}")
-    return "…" if kind == "secret" else value
-
-
-class Section(_Discreet, frozen=True):
-    """Settings that belong together; `section` is the table's name in the file and the middle of the environment's."""
-
-    section: ClassVar[str] = ""
+from .row import Discreet, Row, Section, rows
 
 
 class Redis(Section, frozen=True):
@@ -105,6 +65,20 @@ class RetrySettings(Section, frozen=True):
     budget_reserve: Annotated[
         int, Row("count", "retries of a name in 10 s, in the whole fleet, that need no calls", most=1_000_000)
     ] = 10
+
+
+class LlmSettings(Section, frozen=True):
+    """Calls of LLM providers."""
+
+    section = "llm"
+    wait: Annotated[
+        float,
+        Row("seconds", "how long a call may stand in line, unless its client says", "s", least=0, most=86_400),
+    ] = 0.0
+    require: Annotated[tuple[str, ...], Row("names", "dimensions without which a call is refused")] = ()
+    breaker: Annotated[
+        Literal["on", "off"], Row("choice", "a breaker for each provider and address, opened by its failures")
+    ] = "on"
 
 
 class MetricsSettings(Section, frozen=True):
@@ -211,45 +185,7 @@ class Worker(Section, frozen=True):
     ] = 5.0
 
 
-class LimitSettings(msgspec.Struct, frozen=True):
-    """A limit as a file says it; fields left out come from the limit that code declares."""
-
-    amount: int | float | str | None = None
-    per: int | float | str | None = None
-    burst: int | float | str | None = None
-    unit: str | None = None
-    algorithm: str | None = None
-    by: str | tuple[str, ...] | None = None
-    match: Mapping[str, str] | str | None = None
-    on_store_down: str | None = None
-    after_failover: str | None = None
-    durability: str | None = None
-    shadow: bool | None = None
-    leases: bool | str | None = None
-    fair_by: str | None = None
-    weights: Mapping[str, int] | None = None
-    overrides: Mapping[str, Mapping[str, Any]] | None = None
-    alert_at: tuple[float, ...] | None = None
-    timezone: str | None = None
-
-
-class BreakerSettings(msgspec.Struct, frozen=True):
-    """A breaker as a file says it; a name that no file mentions has these defaults."""
-
-    failure_rate: float = 0.5
-    """Opens when this fraction of the calls failed,"""
-    min_calls: int = 20
-    """if there were so many in the window;"""
-    consecutive: int = 5
-    """and at so many failures in a row; 0: not at all."""
-    window: int | float | str = 30.0
-    open_for: int | float | str = 30.0
-    """Until a probe is let through; and for so long nobody else probes."""
-    slow_after: int | float | str | None = None
-    """A call that takes longer has failed; None: however long it takes."""
-
-
-class Everything(_Discreet, frozen=True):
+class Everything(Discreet, frozen=True):
     """All settings of one process, by section."""
 
     section: ClassVar[str] = ""
@@ -264,6 +200,7 @@ class Everything(_Discreet, frozen=True):
     redis: Redis = Redis()
     cache: Cache = Cache()
     retry: RetrySettings = RetrySettings()
+    llm: LlmSettings = LlmSettings()
     metrics: MetricsSettings = MetricsSettings()
     events: EventsSettings = EventsSettings()
     log: Log = Log()
@@ -280,18 +217,12 @@ class Everything(_Discreet, frozen=True):
     """What looked like a mistake in the environment; logged once when opening."""
 
 
-def _rows(kind: type[Any]) -> Iterator[tuple[str, Row, Any]]:
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        if get_origin(hint) is Annotated and isinstance(get_args(hint)[1], Row):
-            yield name, get_args(hint)[1], get_args(hint)[0]
-
-
 SECTIONS: dict[str, type[Section]] = {
     name: hint for name, hint in get_type_hints(Everything).items() if isinstance(hint, type) and issubclass(hint, Section)
 }
 TABLE: dict[str, tuple[Row, Any]] = {
-    **{name: (row, hint) for name, row, hint in _rows(Everything)},
-    **{f"{section}.{name}": (row, hint) for section, kind in SECTIONS.items() for name, row, hint in _rows(kind)},
+    **{name: (row, hint) for name, row, hint in rows(Everything)},
+    **{f"{section}.{name}": (row, hint) for section, kind in SECTIONS.items() for name, row, hint in rows(kind)},
 }
 
 
