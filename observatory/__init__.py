@@ -1,6 +1,7 @@
 """Observatory: a fleet of asyncio LLM applications acts as one, through the Redis it already has."""
 
 from .client import Observatory
+from .costs import Budget, CostReport, CostRow, Costs, ModelPrice, WhatIf
 from .errors import (
     AnswerInterrupted,
     BudgetExceeded,
@@ -42,6 +43,7 @@ __all__ = [
     "AnswerInterrupted",
     "Breaker",
     "BreakerReport",
+    "Budget",
     "BudgetExceeded",
     "Cache",
     "CacheComputationFailed",
@@ -52,6 +54,9 @@ __all__ = [
     "CircuitOpen",
     "ConfigurationError",
     "CoolingDown",
+    "CostReport",
+    "CostRow",
+    "Costs",
     "Counter",
     "Decision",
     "Gauge",
@@ -62,6 +67,7 @@ __all__ = [
     "Logger",
     "Metric",
     "Metrics",
+    "ModelPrice",
     "NotEncodable",
     "NotFound",
     "NotOpen",
@@ -86,5 +92,6 @@ __all__ = [
     "UnknownLimit",
     "Usage",
     "ValueTooLarge",
+    "WhatIf",
     "__version__",
 ]

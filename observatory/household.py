@@ -6,7 +6,9 @@ from typing import Any
 
 from .background import Job
 from .clock import ServerClock
+from .costs import Costs
 from .duties import COMPACT_EVERY, duty
+from .features.alerts import Alerts
 from .features.breaker import Breakers, Pauses
 from .features.cache import Bounds, CacheSpace, UntypedCaches
 from .features.dead_letters import DeadLetters
@@ -94,6 +96,7 @@ class Household:
         lifetime, settings = self._lifetime, self.settings
         return RateLimiter(
             *(lifetime.store, self._clock, self.metrics, settings.limits),
+            alerts=Alerts(lifetime.store, self.metrics, lambda: self.events),
             replicas=settings.redis.replicas,
             owner=lambda: lifetime.identity,
             instances=lifetime.most_live,
@@ -154,6 +157,16 @@ class Household:
     @room
     def _prices(self) -> Prices:
         return Prices(self.settings.prices, Catalogue())
+
+    @room
+    def costs(self) -> Costs:
+        """What calls have cost, and how far budgets are spent."""
+        return Costs(
+            *(self._lifetime.store, self._clock),
+            dimensions=lambda: self.settings.metrics.dimensions,
+            limits=self.rate_limiter.limits,
+            prices=lambda: self._prices,
+        )
 
     @room
     def _desk(self) -> Desk:

@@ -15,6 +15,7 @@ from ..redaction import compiled
 from .named import BreakerSettings, LimitSettings
 from .prices import Price, prices
 from .table import SECTIONS, TABLE, Everything, bounds, value_of
+from .webhooks import webhooks
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -179,7 +180,9 @@ def _secret(name: str, path: str) -> str:
 def _parse(key: str, value: Any, layer: str) -> Any:
     row, _ = TABLE[key]
     where = layer if layer.startswith(("argument ", "OBSERVATORY_", "OTEL_")) else f"{layer}: {key}"
-    shown = "…" if row.kind in ("secret", "url") else units.shown(value, 60)
+    shown = "…" if row.kind in ("secret", "url", "webhooks") else units.shown(value, 60)
+    if row.kind == "webhooks":
+        return webhooks(value, where)
     found = _read_value(key, value, f"{where}={shown}")
     if key == "log.redact_patterns":
         compiled(found)

@@ -37,6 +37,7 @@ FLOORS = {
     "duties": 4,
     "observed": 4,
     "health": 4,
+    "costs": 4.2,
     "household": 4.5,
     "client": 5,
     "overview": 5.5,
@@ -47,7 +48,7 @@ FLOORS = {
     "__main__": 8,
     "__init__": 9,
 }
-NEIGHBOURS = {"store", "llm", "worker", "service", "cli", "settings", "logs", "tracing"}
+NEIGHBOURS = {"store", "llm", "costs", "worker", "service", "cli", "settings", "logs", "tracing"}
 """Rooms whose files may import each other."""
 LONGEST = 320
 

@@ -46,10 +46,10 @@ class Counting:
 
 def test_roles_are_named() -> None:
     """all, one, several; a wrong one is told with the right ones."""
-    assert chosen(["all"]) == ("events", "audit", "compaction", "otlp")
+    assert chosen(["all"]) == ("events", "alerts", "audit", "compaction", "otlp")
     assert chosen(["audit,events"]) == ("events", "audit")
     assert chosen(["audit"]) == ("audit",)
-    said = r"no role named 'audti'.*Did you mean \"audit\"\? Known: all, events, audit, compaction, otlp"
+    said = r"no role named 'audti'.*Did you mean \"audit\"\? Known: all, events, alerts, audit, compaction, otlp"
     with pytest.raises(ConfigurationError, match=said):
         chosen(["events", "audti"])
     with pytest.raises(ConfigurationError, match="none is given"):

@@ -15,7 +15,7 @@ from .fallback import Fallback
 from .lending import Lending
 from .limit import Limit
 from .memory import Memory
-from .notices import Notices, Recording
+from .notices import Notices, Recording, Telling
 from .policies import Policies
 from .wanted import LimitRef, Verdict, Wanted
 
@@ -23,7 +23,15 @@ from .wanted import LimitRef, Verdict, Wanted
 class Judge:
     """Decides over what is wanted of one or several limits."""
 
-    def __init__(self, desk: Desk, clock: Clock, metrics: Recording, policies: Policies, instances: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        clock: Clock,
+        metrics: Recording,
+        policies: Policies,
+        instances: Callable[[], int],
+        alerts: Telling,
+    ) -> None:
         self._desk = desk
         self._clock = clock
         self._metrics = metrics
@@ -32,7 +40,7 @@ class Judge:
         self.memory = Memory()
         self.fallback = Fallback(instances, lambda: desk.heard_at)
         self.lending = Lending(desk, clock, policies)
-        self._notices = Notices(desk.store, metrics)
+        self._notices = Notices(desk.store, metrics, alerts)
         self._merging: set[asyncio.Task[None]] = set()
 
     async def decide(self, verb: str, wanted: list[Wanted], limit: LimitRef) -> Decision:

@@ -17,7 +17,7 @@ from .desk import Desk, Part
 from .judge import Judge, nothing
 from .limit import Limit
 from .line import Lines
-from .notices import Recording
+from .notices import Recording, Telling
 from .policies import Policies
 from .reservation import PendingReservation, Reservation, Settlement, Token, by_unit, checked_lease, new_id
 from .shape import UNKNOWN_FOR_US
@@ -44,6 +44,7 @@ class RateLimiter:
         metrics: Recording,
         settings: Mapping[str, LimitSettings],
         *,
+        alerts: Telling,
         replicas: int = 1,
         owner: Callable[[], str] = lambda: "observatory",
         instances: Callable[[], int] = lambda: 0,
@@ -52,7 +53,7 @@ class RateLimiter:
         self._metrics = metrics
         self._policies = Policies(settings)
         self._desk = Desk(store, clock, replicas)
-        self._judge = Judge(self._desk, clock, metrics, self._policies, instances)
+        self._judge = Judge(self._desk, clock, metrics, self._policies, instances, alerts)
         self._lines = Lines(self._desk, owner)
         self._waiting = Waiting(self._judge, self._desk, self._lines, clock, pauses)
 
@@ -160,8 +161,7 @@ class RateLimiter:
 
     async def reset(self, limit: str | Limit, identity: Identity | None = None) -> None:
         """Forget what was taken: of an identity, of the limit's one bucket. Open holds are forgotten with it."""
-        policy = self._policies.find(limit)
-        store = self._desk.store()
+        policy, store = self._policies.find(limit), self._desk.store()
         key = store.keys.bucket(policy.limit.name, wants.bucket(policy.limit, wants.given(identity)), policy.form)
         beside = [f"{key}:{suffix}" for suffix in ("holds", "deadlines", "reaped", "line", "owners")]
         await store.command("UNLINK", key, *beside)

@@ -15,10 +15,9 @@ import msgspec
 from ... import units
 from ...errors import InvalidArgument, ObservatoryError, ReservationLost, StoreUnavailable
 from ...logs import INTERNAL
-from ...settings import LimitSettings
 from ...types import Amount, Unit
 from .decision import Decision
-from .limit import Limit, fields_of
+from .limit import Limit, respelled
 from .wanted import Cost, Wanted
 
 LONGEST_LEASE = 3600.0
@@ -47,8 +46,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
 
     def inline(self) -> Limit:
         try:
-            given = {name: value for name, value in (self.spec or {}).items() if name != "name"}
-            return Limit(self.limit, **fields_of(msgspec.convert(given, LimitSettings)))
+            return respelled(self.limit, self.spec or {})
         except (msgspec.ValidationError, TypeError):
             raise InvalidArgument("id is not one that reserve gave out") from None
 
