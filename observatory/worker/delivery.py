@@ -2,9 +2,11 @@
 
 import asyncio
 import importlib
+import logging
 import random
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 from .. import replies
@@ -22,6 +24,14 @@ ATTEMPT: Final = 10.0
 """Seconds that a receiver has to answer."""
 _TIDY_EVERY: Final = 5.0
 _RETRIED: Final = frozenset({408, 409, 425, 429})
+
+
+_sending: ContextVar[bool] = ContextVar("observatory_alerts_sending", default=False)
+
+
+def _unsaid(record: logging.LogRecord) -> bool:
+    """The client has a line of its own for each request, with all of the address, for whoever listens to it."""
+    return not _sending.get()
 
 
 class _Receiver(NamedTuple):
@@ -46,6 +56,7 @@ class Delivery:
             raise ConfigurationError(
                 "alerts.webhooks: httpx2 is not installed", remedy="pip install observatory-fleet[cli]"
             ) from error
+        logging.getLogger("httpx2").addFilter(_unsaid)
         self._hooks = obs.settings.alerts.webhooks
         self._receivers()  # a secret that cannot be read is told at the door
         self._failing: set[str] = set()
@@ -67,6 +78,7 @@ class Delivery:
         self._failing.clear()
 
     async def _serve(self, client: Any, one: _Receiver) -> None:
+        _sending.set(True)
         pause = 0.0
         while True:
             outbox = Outbox(self._obs.store)

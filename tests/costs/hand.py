@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from decimal import Decimal
 
 from observatory import Observatory
 from observatory.clock import monotonic
@@ -58,3 +59,7 @@ def zone_with_midnight(hours_ago: int, now_us: int) -> str:
     offset = (hours_ago - hour + 12) % 24 - 12
     # POSIX signs: Etc/GMT-5 is five hours ahead of UTC.
     return f"Etc/GMT{-offset:+d}" if offset else "UTC"
+
+
+def usd(*amounts: str | int) -> tuple[Decimal, ...]:
+    return tuple(map(Decimal, amounts))

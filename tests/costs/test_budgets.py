@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from observatory import Budget, Limit, Observatory
-from observatory.features.rate_limiter import budgets as room
 from observatory.features.rate_limiter import Override
+from observatory.features.rate_limiter import budgets as room
 from observatory.features.rate_limiter.budgets import forecast
 from observatory.features.rate_limiter.shape import Window
 from tests.conftest import Open
-from tests.costs.hand import HandClock
+from tests.costs.hand import HandClock, usd
 from tests.servers import Server
 
 TEAM = Limit("team-budget", 500, per="month", unit="usd", by="team", match="*", overrides={"rich": Override(amount=2000)})
@@ -50,14 +50,14 @@ async def test_spent_and_held_of_everybody(opening: Open) -> None:
         "who only looked is none"
     )
     search = found["team-budget", "search"]
-    assert (search.amount_usd, search.spent_usd, search.reserved_usd) == (500, Decimal("150.000000001"), Decimal("0.3"))
+    assert (search.amount_usd, search.spent_usd, search.reserved_usd) == usd(500, "150.000000001", "0.3")
     assert search.dimensions == {"team": "search"}
     assert search.used == pytest.approx(150.300000001 / 500)
     assert found["team-budget", "rich"].amount_usd == 2000
-    assert (found["team-budget", "over"].spent_usd, found["team-budget", "over"].used) == (600, 1.2)
+    assert [found["team-budget", "over"].spent_usd, found["team-budget", "over"].used] == [600, 1.2]
     await held.settle({"usd": Decimal("0.1")})
     search = (await known(stranger))["team-budget", "search"]
-    assert (search.spent_usd, search.reserved_usd) == (Decimal("150.100000001"), 0)
+    assert (search.spent_usd, search.reserved_usd) == usd("150.100000001", 0)
     assert [one.identity for one in await stranger.costs.budgets()] == ["over", "rich", "search"]
 
 
@@ -84,7 +84,7 @@ async def test_a_month_ends_where_its_zone_says(opening: Open) -> None:
     assert (found["bucket"].resets_at - datetime(2026, 11, 30, 22, 59, tzinfo=UTC)).days == 9
     clock.us = us("2026-11-30T23:01:00+00:00")
     found = {one.limit: one for one in await obs.costs.budgets()}
-    assert (found["berlin"].spent_usd, found["utc"].spent_usd, found["fixed"].spent_usd) == (0, 30, 0)
+    assert (found["berlin"].spent_usd, found["utc"].spent_usd, found["fixed"].spent_usd) == usd(0, 30, 0)
     assert found["berlin"].resets_at == datetime(2026, 12, 31, 23, tzinfo=UTC)
     await obs.rate_limiter.check("berlin", None, 60)
     berlin = {one.limit: one for one in await obs.costs.budgets()}["berlin"]
@@ -98,11 +98,11 @@ async def test_what_was_held_before_the_month_is_not_held_in_it(opening: Open) -
     obs.rate_limiter.define(Limit("utc", 100, per="month", unit="usd"))
     await obs.rate_limiter.reserve("utc", None, 10, lease=300)
     (before,) = await obs.costs.budgets()
-    assert (before.spent_usd, before.reserved_usd) == (0, 10)
+    assert (before.spent_usd, before.reserved_usd) == usd(0, 10)
     clock.us = us("2026-12-01T00:00:30+00:00")
     await obs.rate_limiter.reserve("utc", None, 7, lease=300)
     (after,) = await obs.costs.budgets()
-    assert (after.spent_usd, after.reserved_usd) == (0, 7)
+    assert (after.spent_usd, after.reserved_usd) == usd(0, 7)
 
 
 async def test_several_dimensions_and_odd_names(opening: Open) -> None:
@@ -136,7 +136,8 @@ async def test_what_is_told_while_the_store_hiccups_is_told_with_the_next_charge
     from observatory.errors import StoreUnavailable
     from observatory.features.rate_limiter import notices
 
-    obs, real, tried = await opening(), notices.remember, []
+    obs, real = await opening(), room.remember
+    tried: list[Any] = []
 
     async def failing(*about: Any) -> None:
         tried.append(about)

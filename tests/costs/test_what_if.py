@@ -7,9 +7,9 @@ import pytest
 
 from observatory import InvalidArgument, Observatory, Price, Usage
 from observatory.names import Metric
+from observatory.settings import Settings
 from tests.conftest import Open
 from tests.costs.hand import present_us, put, spend
-from tests.costs.test_reports import Settings
 
 
 async def tokens(obs: Observatory, at_us: int, number: int, kind: str, **labels: str) -> None:
@@ -29,7 +29,7 @@ async def test_priced_by_time_and_tenant(obs: Observatory) -> None:
         await tokens(obs, at, 1_000_000, "input", **labels)
         await tokens(obs, at, 3, "output", **labels)
     found = await obs.costs.what_if(model="vllm/mine", instead_of="openai/gpt", since="20h")
-    assert found.what_if_usd == Decimal("1") + Decimal("3") + Decimal("100") + Decimal(3 * 2 + 3 * 4) / 10**6
+    assert found.what_if_usd == Decimal(1) + Decimal(3) + Decimal(100) + Decimal(3 * 2 + 3 * 4) / 10**6
     assert (found.calls, found.input_tokens, found.output_tokens) == (1, 3_000_000, 9)
     assert found.cost_usd == Decimal("5E-9")
     assert any("cached, audio and reasoning" in note for note in found.unknown)

@@ -275,7 +275,7 @@ async def test_wrong_roles_and_ports_are_told_at_the_door(server: Server, namesp
     env = environment(OBSERVATORY_REDIS_URL=server.url, OBSERVATORY_NAMESPACE=namespace)
     for arguments, more, said in (
         (["--roles", "event"], {}, 'Did you mean "events"?'),
-        ([], {"OBSERVATORY_WORKER_ROLES": "leader"}, "Known: all, events, audit"),
+        ([], {"OBSERVATORY_WORKER_ROLES": "leader"}, "Known: all, events, alerts, audit"),
         (["--processes", "2", "--roles", "x"], {}, "Known:"),
         (["--drain-timeout", "soon"], {}, "drain_timeout"),
         (["--health-port", "99999"], {}, "health_port"),
