@@ -1,5 +1,6 @@
 """Commands of costs: reports, budgets, prices, what another model would have cost."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -41,10 +42,10 @@ def _asked(
     if context.obj.json:
         show_json(found)
     elif as_csv:
-        OUT.print(found.csv(), markup=False, end="")
+        sys.stdout.write(found.csv())
     else:
-        OUT.print(f"{found.since:%Y-%m-%d %H:%M} to {found.until:%Y-%m-%d %H:%M} UTC", markup=False)
-        OUT.print(found.table(), markup=False)
+        # As it is: a console would make pictures of a model's name.
+        sys.stdout.write(f"{found.since:%Y-%m-%d %H:%M} to {found.until:%Y-%m-%d %H:%M} UTC\n{found.table()}\n")
 
 
 @costs.callback(invoke_without_command=True)

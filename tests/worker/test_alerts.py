@@ -3,11 +3,14 @@
 import asyncio
 import base64
 import contextlib
+import hmac
 import json
 import logging
 import os
+import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,7 +24,7 @@ from observatory.settings import Settings
 from observatory.worker import Worker, delivery
 from observatory.worker.delivery import Delivery
 from tests.conftest import Open
-from tests.servers import Server, environment, process
+from tests.servers import ROOT, Server, environment, process
 from tests.worker.events import until, working
 from tests.worker.receiver import SECRET, SPELLED, Receiver
 
@@ -281,6 +284,24 @@ async def test_a_changed_secret_is_used_by_both(opening: Open, tmp_path: Any) ->
             await until(lambda: receiver.posted, "carried")
     (one,) = receiver.posted
     assert one.headers["webhook-signature"].split(" ") == [one.signature(), one.signature(new)]
+
+
+async def test_the_page_verifies_what_is_sent(opening: Open) -> None:
+    """The snippet of docs/costs.md, as printed; a changed body, another secret, an old moment are refused."""
+    page = (ROOT / "docs" / "costs.md").read_text()
+    (snippet,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def verified" in block]
+    room: dict[str, Any] = {"base64": base64, "hmac": hmac, "time": time}
+    exec(snippet, room)  # noqa: S102 (the page's own)
+    verified = room["verified"]
+    async with Receiver().running() as receiver, carrying(opening, {"url": receiver.url}) as obs:
+        await cross(obs)
+        await until(lambda: receiver.posted, "carried")
+    (one,) = receiver.posted
+    assert verified(one.headers, one.body, SPELLED)
+    assert not verified(one.headers, one.body.replace(b"60", b"10"), SPELLED)
+    assert not verified(one.headers, one.body, "whsec_" + base64.b64encode(b"x" * 24).decode())
+    assert not verified({**one.headers, "webhook-timestamp": str(int(time.time()) - 900)}, one.body, SPELLED)
+    assert not verified({**one.headers, "webhook-id": "msg_x"}, one.body, SPELLED)
 
 
 async def test_what_is_wrong_is_said_at_the_door(opening: Open, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
