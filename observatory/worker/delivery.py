@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from .. import replies
 from ..client import Observatory
+from ..clock import monotonic
 from ..errors import ConfigurationError, StoreError
 from ..features.alerts import Entry, Outbox, checked_secrets, signed
 from ..logs import INTERNAL
@@ -37,6 +38,13 @@ def _unsaid(record: logging.LogRecord) -> bool:
 class _Receiver(NamedTuple):
     hook: Webhook
     keys: tuple[bytes, ...]
+
+
+class _Refused(NamedTuple):
+    """An entry that a receiver would not take: when it is tried again, and how long that was."""
+
+    until: float
+    pause: float
 
 
 class Delivery:
@@ -79,12 +87,13 @@ class Delivery:
 
     async def _serve(self, client: Any, one: _Receiver) -> None:
         _sending.set(True)
-        pause = 0.0
+        pause, refused = 0.0, dict[str, _Refused]()
         while True:
             outbox = Outbox(self._obs.store)
             try:
                 waiting = await outbox.unsent(self._fresh(outbox, await outbox.entries(), one.hook), one.hook.digest)
-                failed = await self._send_all(client, outbox, one, waiting)
+                refused = {entry.place: refused[entry.place] for entry in waiting if entry.place in refused}
+                failed = await self._send_all(client, outbox, one, waiting, refused)
             except StoreError as error:
                 INTERNAL.debug("alerts wait for the store: %s", error)
                 failed = True
@@ -93,24 +102,29 @@ class Delivery:
 
     @staticmethod
     def _fresh(outbox: Outbox, entries: Sequence[Entry], hook: Webhook) -> list[Entry]:
-        old = outbox.too_old(entries)
+        old = set(outbox.too_old(entries))
         return [entry for entry in entries if entry.is_for(hook.events) and entry not in old]
 
-    async def _send_all(self, client: Any, outbox: Outbox, one: _Receiver, waiting: Sequence[Entry]) -> bool:
-        """Whether something failed. Of a receiver that is away nothing else is tried; one that refuses an entry may take the
-        next."""
-        failed = False
+    async def _send_all(
+        self, client: Any, outbox: Outbox, one: _Receiver, waiting: Sequence[Entry], refused: dict[str, _Refused]
+    ) -> bool:
+        """Whether the receiver is away: nothing else is tried then. One that refuses an entry is sent the next; the refused one
+        waits by itself, longer each time."""
         for entry in waiting:
+            pause = refused[entry.place].pause if entry.place in refused else 0.0
+            if pause and monotonic() < refused[entry.place].until:
+                continue
             status, why = await self._send(client, one, entry)
             self._obs.metrics.increment_counter(ALERTS_SENT, 1, {"outcome": "failed" if why else "delivered"})
             self._tell(one.hook, why)
             if not why:
                 await outbox.acknowledged(entry, one.hook.digest)
                 continue
-            failed = True
             if status is None or status >= 500 or status in _RETRIED:
-                break
-        return failed
+                return True
+            pause = min(max(2 * pause, LOOK_EVERY), LONGEST_PAUSE)
+            refused[entry.place] = _Refused(monotonic() + pause, pause)
+        return False
 
     async def _send(self, client: Any, one: _Receiver, entry: Entry) -> tuple[int | None, str]:
         """The last status, and why it failed: no words of somebody else's, which may have the address in them."""

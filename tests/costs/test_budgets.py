@@ -49,6 +49,7 @@ async def test_spent_and_held_of_everybody(opening: Open) -> None:
     assert set(found) == {("team-budget", "search"), ("team-budget", "rich"), ("team-budget", "over")}, (
         "who only looked is none"
     )
+    assert "nobody" not in (await room.charged(stranger.store)).identities["team-budget"], "and takes no place"
     search = found["team-budget", "search"]
     assert (search.amount_usd, search.spent_usd, search.reserved_usd) == usd(500, "150.000000001", "0.3")
     assert search.dimensions == {"team": "search"}
@@ -101,8 +102,9 @@ async def test_what_was_held_before_the_month_is_not_held_in_it(opening: Open) -
     assert (before.spent_usd, before.reserved_usd) == usd(0, 10)
     clock.us = us("2026-12-01T00:00:30+00:00")
     await obs.rate_limiter.reserve("utc", None, 7, lease=300)
+    await obs.rate_limiter.check("utc", None, 50)
     (after,) = await obs.costs.budgets()
-    assert (after.spent_usd, after.reserved_usd) == usd(0, 7)
+    assert (after.spent_usd, after.reserved_usd) == usd(50, 7)
 
 
 async def test_several_dimensions_and_odd_names(opening: Open) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ import pytest
 
 from observatory import ConfigurationError, Limit, Observatory
 from observatory.envelope import Envelope
-from observatory.features.alerts import Outbox, outbox
+from observatory.features.alerts import Entry, Outbox, outbox
 from observatory.settings import Settings
 from observatory.worker import Worker, delivery
 from observatory.worker.delivery import Delivery
@@ -135,6 +136,21 @@ async def test_four_processes_cross_together(opening: Open, server: Server, name
         assert {one.labels["fraction"]: one.value for one in found.series} == {"0.5": 1.0, "1": 1.0}
 
 
+async def test_what_was_lost_and_is_told_again_has_the_same_id(opening: Open) -> None:
+    """A failover took the claim: who receives it twice can know. Another team's is another."""
+    obs = await opening()
+    await cross(obs)
+    await told(obs, 1)
+    async for key in obs.store.scan(f"obs1:{obs.store.keys.namespace}:rate_limiter:*alert:*"):
+        await obs.store.command("DEL", key)
+    await cross(await opening(), dollars=1)
+    await told(obs, 2)
+    await cross(obs, "support")
+    await told(obs, 3)
+    first, again, other = [entry.id for entry in await Outbox(obs.store).entries()]
+    assert first == again != other
+
+
 async def test_before_any_worker_came(opening: Open) -> None:
     """It waits in the outbox; and is for whoever asked for such."""
     obs = await opening()
@@ -199,6 +215,30 @@ async def test_slow_and_dead_ones_keep_nobody_waiting(opening: Open, monkeypatch
                 await told(obs, 0)
     assert set(dead.ids) == set(well.ids) <= set(slow.ids)
     assert len(well.posted) == 2, "and has each once"
+
+
+async def test_what_is_refused_holds_up_nothing_new(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One alert that a receiver will never take, for hours: the next one is sent at once all the same."""
+    monkeypatch.setattr(delivery, "LONGEST_PAUSE", 3600.0)
+    receiver = Receiver(lambda number: 400 if receiver.posted[number].said["identity"] == "poison" else 204)
+    async with receiver.running(), carrying(opening, {"url": receiver.url}) as obs:
+        await cross(obs, "poison")
+        await until(lambda: len(receiver.posted) >= 6, "it was refused again and again")
+        began = asyncio.get_running_loop().time()
+        for team in "abc":
+            await cross(obs, team)
+            await until(partial(took, receiver, team), "it has it")
+        assert asyncio.get_running_loop().time() - began < 3.0
+        assert [entry.body.count(b"poison") > 0 for entry in await waiting(obs, 1)] == [True]
+
+
+def took(receiver: Receiver, team: str) -> bool:
+    return team in [one.said["identity"] for one in receiver.posted]
+
+
+async def waiting(obs: Observatory, entries: int) -> list[Entry]:
+    await told(obs, entries)
+    return await Outbox(obs.store).entries()
 
 
 async def test_a_killed_leader_is_succeeded_in_the_middle(opening: Open, server: Server, namespace: str, tmp_path: Any) -> None:
