@@ -70,7 +70,7 @@ async def ask(
 ) -> tuple[tuple[str, ...], Found]:
     """The labels, and the numbers. InvalidArgument names a label that calls do not carry."""
     by = grouped_by(by)
-    wanted, fits = (*by, *named(where)), matchers(where)
+    wanted, fits = {"by": by, "where": named(where)}, matchers(where)
     seen: set[str] = set()
 
     def those(labels: Mapping[str, str]) -> bool:
@@ -98,14 +98,14 @@ async def ask(
     return by, found
 
 
-def _check(wanted: Sequence[str], seen: set[str], dimensions: Sequence[str]) -> None:
+def _check(wanted: Mapping[str, Sequence[str]], seen: set[str], dimensions: Sequence[str]) -> None:
     known = (*OWN, *(name for name in dimensions if name not in OWN))
-    for name in wanted:
+    for field, name in ((field, name) for field, names_ in wanted.items() for name in names_):
         if name in ("status", "type") or (name not in known and name not in seen):
             near = difflib.get_close_matches(name, known, n=1)
             guess = f'Did you mean "{near[0]}"? ' if near else ""
             raise InvalidArgument(
-                f"{name!r:.70} is no label of costs: calls carry {', '.join(known)}",
+                f"{field}: {name!r:.70} is no label of costs: calls carry {', '.join(known)}",
                 remedy=f'{guess}[metrics] dimensions = ["{name:.64}"] makes what is bound a label, from then on',
             )
 

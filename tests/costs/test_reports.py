@@ -160,9 +160,9 @@ async def test_wrong_questions(opening: Open) -> None:
     """Each names its field, and what to write instead."""
     obs = await opening(settings=TEAMS)
     for asked, said in (
-        ({"by": "tema"}, r"'tema' is no label.*provider, model, team.*Did you mean \"team\".*dimensions = \[\"tema\"\]"),
+        ({"by": "tema"}, r"^by: 'tema' is no label.*provider, model, team.*Did you mean \"team\".*dimensions = \[\"tema\"\]"),
         ({"by": ("model", "tenant")}, r"'tenant' is no label"),
-        ({"where": {"tenant": "a"}}, r"'tenant' is no label"),
+        ({"where": {"tenant": "a"}}, r"^where: 'tenant' is no label"),
         ({"where": 'tenant="a"'}, r"'tenant' is no label"),
         ({"by": "status"}, r"'status' is no label"),
         ({"period": "last-year"}, r"'last-year' is no period.*last-week"),
