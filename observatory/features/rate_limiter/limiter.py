@@ -74,6 +74,11 @@ class RateLimiter:
         given = wants.known(wants.given(dimensions))
         return tuple(policy.limit for policy in self._policies.match(given, units))
 
+    @property
+    def any_match(self) -> bool:
+        """Whether "*" can mean any limit at all."""
+        return self._policies.any_match
+
     # asking
     async def check(self, limit: LimitRef, identity: Identity | None = None, cost: Cost = 1) -> Decision:
         """Take now or be told when. Never waits, never raises for a refusal. cost 0 looks.
@@ -112,7 +117,7 @@ class RateLimiter:
         wanted = self._wanted(limit, identity, cost)
         patience = await self._waiting.paused(wants.given(identity), units.timeout(timeout))
         decision = await self._judge.decide("take", wanted, limit)
-        wanted = _binding(wanted)
+        wanted = wants.binding(wanted)
         if not decision.allowed:
             decision, _ = await self._waiting.stand(wanted, decision, patience, limit)
         self._judge.count(decision)
@@ -136,7 +141,7 @@ class RateLimiter:
 
         async def hold() -> Reservation:
             patience, seconds, name = units.timeout(timeout), checked_lease(lease), new_id(id)
-            wanted = _binding(self._wanted(limit, identity, cost, hold=True))
+            wanted = wants.binding(self._wanted(limit, identity, cost, hold=True))
             if seconds > SLOT_LEASE and any(one.shape.kind == "c" for one in wanted):
                 raise InvalidArgument(
                     f"lease must be at most {SLOT_LEASE:g} seconds where slots are held, got {lease:g}",
@@ -313,8 +318,3 @@ class RateLimiter:
         self._desk.forget()
         self._judge.forget()
         self._lines.forget()
-
-
-def _binding(wanted: list[Wanted]) -> list[Wanted]:
-    """Without those whose identity may have everything."""
-    return [one for one in wanted if one.policy.verdict(one.identity) is not True]
