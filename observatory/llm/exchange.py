@@ -93,7 +93,7 @@ class Exchange:
         self._reader: Reader | None = None
         self._done = False
         self.span: Span | None = None
-        with quietly():
+        with quietly:
             desk.open(1)
             self.span = desk.tracing().started(conventions.name(call), {**extra, **conventions.asked(call)}, kind="client")
             if call.attempt:
@@ -117,13 +117,8 @@ class Exchange:
     async def enter(self, wait: float) -> None:
         """See Gate.enter; RetryBudgetExceeded. From here on its time runs."""
         gate = self.desk.gate
-        known = {
-            **self.known,
-            "provider": self.provider,
-            "model": self.model,
-            "operation": self.operation,
-            "kind": "llm",
-        }
+        known = dimensions.Known(self.known)
+        known.update(provider=self.provider, model=self.model, operation=self.operation, kind="llm")
         asked = Asked(self.where, self.model, self._key, known, self._cost_estimated() if gate.limits else {})
         try:
             self._passed = await gate.enter(asked, wait)
@@ -139,7 +134,7 @@ class Exchange:
     def answering(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of the response is there."""
         self.status = status
-        with quietly():
+        with quietly:
             if self._passed is not None:
                 self._passed.answered(status, headers)
             kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
@@ -164,7 +159,7 @@ class Exchange:
     def moved(self, status: int) -> None:
         """It is to be asked elsewhere: the call is the one that is made there."""
         self._done = True
-        with quietly():
+        with quietly:
             self.desk.open(-1)
             if self._passed is not None:
                 self._passed.leave(True, "nothing")
@@ -195,21 +190,21 @@ class Exchange:
             return
         self._done = True
         latency = max(0.0, monotonic() - self.began)
-        with quietly():
+        with quietly:
             self.desk.open(-1)
         reading = Reading()
         nano_usd: int | None = None
         why: str | None = "unreadable"
         reader, self._reader = self._reader, None
-        with quietly():
+        with quietly:
             if reader is not None:
                 reading = reader.end(estimate=self.estimate, cut=cut)
             why = self._why(reading, error, cut=cut)
             nano_usd = 0 if self.cached else self._cost(reading)
         if self._passed is not None:
-            with quietly():
+            with quietly:
                 self._passed.leave(self._works(why, error), self._spent(reading, nano_usd, error))
-        with quietly():
+        with quietly:
             tell(self, Ended(reading, nano_usd, latency, why, error))
 
     def _works(self, why: str | None, error: BaseException | None) -> bool | None:

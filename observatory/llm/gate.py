@@ -63,7 +63,7 @@ class Gate:
         self._limiter = limiter
         self._breakers = breakers
         self._settings = settings
-        self._names: set[str] = set()
+        self._known: dict[tuple[str, str], Breaker] = {}
         self._inside: set[Passed] = set()
         self._working: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -131,12 +131,13 @@ class Gate:
                 await pauses.wait(asked.where, model, key, timeout=max(until - monotonic(), _GRACE))
 
     def _breaker(self, asked: Asked) -> Breaker:
-        name = f"{asked.where}/{asked.model}"
-        if name not in self._names:
-            if len(self._names) >= _MOST_BREAKERS:
-                name = asked.where
-            self._names.add(name)
-        return self._breakers().breaker(_named(name))
+        found = self._known.get((asked.where, asked.model))
+        if found is None:
+            full = len(self._known) >= _MOST_BREAKERS
+            found = self._breakers().breaker(_named(asked.where if full else f"{asked.where}/{asked.model}"))
+            if not full:
+                self._known[asked.where, asked.model] = found
+        return found
 
     # afterwards
     def left(self, passed: "Passed", held: PendingReservation | None, spent: Spent) -> None:

@@ -134,7 +134,7 @@ class GuardedTransport:
 
     async def handle_async_request(self, request: Any) -> Any:
         call: Recognised | None = None
-        with quietly():
+        with quietly:
             call = self._way.recognise(self._lib, request)
         if call is None:
             return await self._plain(request)
@@ -227,7 +227,7 @@ class GuardedTransport:
         with self._desk.tracing().span(method, said, kind="client") as span:
             began = perf_counter()
             response = await self.inner.handle_async_request(request)
-            with quietly():
+            with quietly:
                 labels = {"host": host[:200], "method": method[:16], "status": str(response.status_code)}
                 self._desk.metrics().histogram(HTTP_SECONDS).bind(**labels).record(perf_counter() - began)
                 span.set_attribute("http.response.status_code", response.status_code)

@@ -201,9 +201,9 @@ class RateLimiter:
         who = wants.given(identity)
         matched = False
         if isinstance(limit, str) and limit == "*":
-            matched = True
+            matched, who = True, wants.known(who)
             brought = {"requests", "slots", *cost} if isinstance(cost, Mapping) else {"requests"}
-            policies = self._policies.match(wants.known(who), brought)
+            policies = self._policies.match(who, brought)
             if not hold:
                 policies = [policy for policy in policies if policy.shape.kind != "c"]
         elif isinstance(limit, str | Limit):
