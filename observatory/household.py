@@ -166,6 +166,7 @@ class Household:
             now_us=self._lifetime.now_us,
             gate=Gate(lambda: self.rate_limiter, lambda: self.breakers, lambda: self.settings.llm),
             retries=Retries(lambda: self.retry_budget),
+            captures=lambda: self.settings.llm.capture_content == "on",
         )
 
     @room

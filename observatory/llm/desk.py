@@ -37,6 +37,7 @@ class Desk:
         now_us: Callable[[], int],
         gate: Gate,
         retries: Retries,
+        captures: Callable[[], bool],
     ) -> None:
         self.calls = calls
         self.metrics = metrics
@@ -45,6 +46,8 @@ class Desk:
         self.now_us = now_us
         self.gate = gate
         self.retries = retries
+        self.captures = captures
+        """Whether prompts and answers are on spans."""
         self.outputs = Outputs()
         self._gaps: dict[tuple[str, str], Spreading] = {}
         self._open: Any = None

@@ -27,6 +27,7 @@ from ..types import Amount, Dimensions, Unit
 from . import conventions
 from .call import Usage
 from .collecting import blocks
+from .content import Texts, asked
 from .desk import Desk, quietly
 from .gate import Asked, Passed, Spent, works
 from .told import Ended, tell
@@ -53,6 +54,7 @@ class Exchange:
         "attempt",
         "began",
         "cached",
+        "content",
         "desk",
         "endpoint",
         "estimate",
@@ -82,6 +84,8 @@ class Exchange:
         self.cached = False
         """The answer is not from the provider, and costs nothing."""
         self.waited = 0.0
+        self.content: Texts | None = None
+        """The answer's, where it is captured."""
         self._passed: Passed | None = None
         self.refused_by: str | None = None
         self._key = call.key or ""
@@ -98,6 +102,10 @@ class Exchange:
             self.span = desk.tracing().started(conventions.name(call), {**extra, **conventions.asked(call)}, kind="client")
             if call.attempt:
                 self.span.set_attribute("http.request.resend_count", call.attempt)
+            if desk.captures():
+                self.content = Texts()
+                for attribute, said in asked(call.document).items():
+                    desk.tracing().content(self.span, attribute, said)
         self.started_us = desk.now_us()
         self.began = monotonic()
 
@@ -138,7 +146,7 @@ class Exchange:
             if self._passed is not None:
                 self._passed.answered(status, headers)
             kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
-            self._reader = Reader(self.endpoint, status, kind, encoding, tokenizer=self.tokenizer)
+            self._reader = Reader(self.endpoint, status, kind, encoding, tokenizer=self.tokenizer, content=self.content)
 
     def heard(self, chunk: bytes) -> None:
         """A chunk, as it is on the wire."""
