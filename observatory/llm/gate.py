@@ -178,6 +178,11 @@ class Gate:
         self._working.add(task)
         task.add_done_callback(self._working.discard)
 
+    async def settled(self) -> None:
+        """What was to be settled when it was called is settled, or given up."""
+        if self._working:
+            await asyncio.wait(tuple(self._working))
+
     async def aclose(self) -> None:
         """Calls that are still under way are settled with their estimates: what they use comes too late to be told."""
         self._closing = True
