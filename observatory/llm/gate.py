@@ -78,15 +78,18 @@ class Gate:
         """Whether any limit may apply to a call: else nobody asks for an estimate."""
         return self._limiter().any_match
 
+    def missing(self, dimensions: Mapping[str, str]) -> str | None:
+        """A dimension without which no call is let in."""
+        return next((name for name in self._settings().require if name not in dimensions), None)
+
     async def enter(self, asked: Asked, wait: float) -> "Passed":
         """InvalidArgument: a dimension is missing. CoolingDown, CircuitOpen, RateLimitExceeded: not now. StoreUnavailable: a
         limit that counts on the store, which is away. wait: seconds, for pauses and lines together."""
         settings = self._settings()
-        for name in settings.require:
-            if name not in asked.dimensions:
-                raise InvalidArgument(
-                    f"LLM calls must say their {name}", remedy=f'obs.bind({name}="…"), or leave it out of [llm] require'
-                )
+        if (missing := self.missing(asked.dimensions)) is not None:
+            raise InvalidArgument(
+                f"LLM calls must say their {missing}", remedy=f'obs.bind({missing}="…"), or leave it out of [llm] require'
+            )
         until = monotonic() + wait
         breaker = self._breaker(asked) if settings.breaker == "on" else None
         let = await breaker.begin() if breaker is not None and breaker.state != "closed" else None
