@@ -10,8 +10,7 @@ import pytest
 
 from observatory import CircuitOpen, InvalidArgument, Observatory, RateLimitExceeded, StoreUnavailable
 from observatory.clock import monotonic
-from observatory.features.breaker import Breaker
-from observatory.features.breaker import breaker as breaker_module
+from observatory.features.breaker import Breaker, blocks
 from observatory.features.breaker.breaker import verdict
 from observatory.features.breaker.machine import View
 from observatory.settings import BreakerSettings, Settings
@@ -438,10 +437,21 @@ async def test_blocks_left_in_another_order(fleet: Any) -> None:
     await obs.breakers.flush()
     reports = {one.name: (one.calls, one.failures) for one in await obs.breakers.list()}
     assert reports == {"p": (1, 1), "q": (1, 0)}
-    assert breaker_module._inside.get() is None
+    assert blocks.entered.get() is None
     third = inside("q")
     await asyncio.create_task(anext(third))  # type: ignore[arg-type]
     with pytest.raises(StopAsyncIteration):
         await anext(third)
     await obs.breakers.flush()
     assert (await obs.breakers.show("q")).calls == 1, "of what was entered elsewhere nothing is known"
+
+
+async def test_nothing_is_left_behind(server: Server, namespace: str) -> None:
+    """No task waits for what nobody will say any more."""
+    before = asyncio.all_tasks()
+    async with Observatory("test", redis_url=server.url, namespace=namespace) as obs:
+        async with obs.breaker("x"):
+            pass
+        await until(lambda: any(task.get_name() == "observatory breaker reports" for task in asyncio.all_tasks()), "begun")
+        await asyncio.sleep(0.05)
+    await until(lambda: asyncio.all_tasks() == before, "ended")

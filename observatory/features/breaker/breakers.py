@@ -95,7 +95,9 @@ class Breakers:
             breaker.use(self._terms(name))
 
     def _terms(self, name: str) -> Terms:
-        return Terms.of(name, self._settings.get(name, BreakerSettings()))
+        """Of its name; else of what stands before the slash, or the colon: of `openai/gpt-4o`, those of `openai`."""
+        known = (name, name.partition("/")[0], name.partition("/")[0].partition(":")[0])
+        return Terms.of(name, next((self._settings[one] for one in known if one in self._settings), BreakerSettings()))
 
     async def list(self) -> tuple[BreakerReport, ...]:
         """Every breaker that the fleet has used in the last week, by name."""
@@ -161,8 +163,11 @@ class Breakers:
         if urgent is None:
             return
         if not urgent.is_set():
-            await asyncio.wait({waiting := asyncio.ensure_future(urgent.wait())}, timeout=REPORT_EVERY)
-            waiting.cancel()
+            waiting = asyncio.ensure_future(urgent.wait())
+            try:
+                await asyncio.wait({waiting}, timeout=REPORT_EVERY)
+            finally:  # also when this job ends: nobody else would
+                waiting.cancel()
         urgent.clear()
         with contextlib.suppress(StoreError):  # others say so: each breaker has gone on by itself
             await self.flush()

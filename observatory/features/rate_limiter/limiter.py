@@ -75,6 +75,11 @@ class RateLimiter:
         given = wants.known(wants.given(dimensions))
         return tuple(policy.limit for policy in self._policies.match(given, units))
 
+    @property
+    def any_match(self) -> bool:
+        """Whether "*" can mean any limit at all."""
+        return self._policies.any_match
+
     # asking
     async def check(self, limit: LimitRef, identity: Identity | None = None, cost: Cost = 1) -> Decision:
         """Take now or be told when. Never waits, never raises for a refusal. cost 0 looks.
@@ -113,7 +118,7 @@ class RateLimiter:
         wanted = self._wanted(limit, identity, cost)
         patience = await self._waiting.paused(wants.given(identity), units.timeout(timeout))
         decision = await self._judge.decide("take", wanted, limit)
-        wanted = _binding(wanted)
+        wanted = wants.binding(wanted)
         if not decision.allowed:
             decision, _ = await self._waiting.stand(wanted, decision, patience, limit)
         self._judge.count(decision)
@@ -129,20 +134,21 @@ class RateLimiter:
         lease: float = 60.0,
         id: str | None = None,  # noqa: A002 (the word for it)
     ) -> PendingReservation:
-        """Hold an estimate, settle the truth. The only way to use slots. Refused: RateLimitExceeded.
+        """Hold an estimate, settle the truth. The only way to use slots. Refused: RateLimitExceeded; paused: CoolingDown.
 
         An estimate above the capacity is held as the capacity. timeout: seconds in line. lease: seconds after which the hold of
         an owner who fell silent comes back. id: asking again under it takes nothing more.
         """
 
         async def hold() -> Reservation:
-            patience, seconds, name = units.timeout(timeout), checked_lease(lease), new_id(id)
-            wanted = _binding(self._wanted(limit, identity, cost, hold=True))
+            seconds, name = checked_lease(lease), new_id(id)
+            wanted = wants.binding(self._wanted(limit, identity, cost, hold=True))
             if seconds > SLOT_LEASE and any(one.shape.kind == "c" for one in wanted):
                 raise InvalidArgument(
                     f"lease must be at most {SLOT_LEASE:g} seconds where slots are held, got {lease:g}",
                     remedy="async with reserve(...) renews it while it is open; or call renew()",
                 )
+            patience = await self._waiting.paused(wants.given(identity), units.timeout(timeout))
             return await self._reserve(wanted, patience, seconds, name, limit)
 
         return PendingReservation(hold)
@@ -163,8 +169,8 @@ class RateLimiter:
         """Forget what was taken: of an identity, of the limit's one bucket. Open holds are forgotten with it."""
         policy, store = self._policies.find(limit), self._desk.store()
         key = store.keys.bucket(policy.limit.name, wants.bucket(policy.limit, wants.given(identity)), policy.form)
-        beside = [f"{key}:{suffix}" for suffix in ("holds", "deadlines", "reaped", "line", "owners")]
-        await store.command("UNLINK", key, *beside)
+        beside = ("holds", "deadlines", "reaped", "line", "owners")
+        await store.command("UNLINK", key, *[f"{key}:{suffix}" for suffix in beside])
         self._judge.memory.forget(key)
 
     def reservation(self, id: str) -> Reservation:  # noqa: A002
@@ -196,9 +202,9 @@ class RateLimiter:
         who = wants.given(identity)
         matched = False
         if isinstance(limit, str) and limit == "*":
-            matched = True
+            matched, who = True, wants.known(who)
             brought = {"requests", "slots", *cost} if isinstance(cost, Mapping) else {"requests"}
-            policies = self._policies.match(wants.known(who), brought)
+            policies = self._policies.match(who, brought)
             if not hold:
                 policies = [policy for policy in policies if policy.shape.kind != "c"]
         elif isinstance(limit, str | Limit):
@@ -313,8 +319,3 @@ class RateLimiter:
         self._desk.forget()
         self._judge.forget()
         self._lines.forget()
-
-
-def _binding(wanted: list[Wanted]) -> list[Wanted]:
-    """Without those whose identity may have everything."""
-    return [one for one in wanted if one.policy.verdict(one.identity) is not True]
