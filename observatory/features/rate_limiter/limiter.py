@@ -305,8 +305,7 @@ class RateLimiter:
                 for one in reservation.wanted
             ]
         )
-        kept = all(status == 1 for status, _, _ in done)
-        if kept:
+        if kept := all(status == 1 for status, _, _ in done):
             reservation.renewed(self._desk.now_us(), lease)
         return kept
 
