@@ -37,7 +37,7 @@ class Call(msgspec.Struct, frozen=True):
     """Whether the tokens were counted here, because the provider did not say them."""
 
 
-class _Block:
+class Block:
     """What has finished inside of it. Later, nobody listens."""
 
     __slots__ = ("calls", "over")
@@ -47,7 +47,7 @@ class _Block:
         self.over = False
 
 
-Blocks = tuple[_Block, ...]
+Blocks = tuple[Block, ...]
 _blocks: ContextVar[Blocks] = ContextVar("observatory_collecting", default=())
 
 
@@ -65,7 +65,7 @@ def hand(call: Call, around: Blocks) -> None:
 @contextmanager
 def collecting() -> Iterator[list[Call]]:
     """The calls that begin and finish inside of it, in this task and those it starts, in the order in which they finish."""
-    block = _Block()
+    block = Block()
     token = _blocks.set((*_blocks.get(), block))
     try:
         yield block.calls

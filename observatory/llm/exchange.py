@@ -10,7 +10,7 @@ What goes wrong in what is recorded is a line in the log.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from ..tracing import Tracing, trace_id
 from ..types import Dimensions
 from . import conventions
 from .call import Calls, Record, Spreading
-from .collecting import Call, blocks, hand
+from .collecting import Blocks, Call, blocks, hand
 from .prices import Prices
 from .wire import Reader, Reading, Recognised
 
@@ -60,6 +60,10 @@ class Desk:
         self.now_us = now_us
         self._gaps: dict[tuple[str, str], Spreading] = {}
         self._open: Any = None
+        self.everything: Blocks = ()
+        """Where every call is told, whoever asks."""
+        self.answering: Callable[[Any], Awaitable[Any]] | None = None
+        """Who answers requests in place of the network; None: the network does."""
 
     def begin(self, call: Recognised, extra: Dimensions) -> "Exchange":
         return Exchange(self, call, extra)
@@ -126,7 +130,7 @@ class Exchange:
         self.status: int | None = None
         self.last_at: float | None = None
         self._known: Mapping[str, str] = {**dimensions.current(), **extra} if extra else dimensions.current()
-        self._around = blocks()
+        self._around = (*blocks(), *desk.everything)
         self._reader: Reader | None = None
         self._done = False
         self._span: Span | None = None

@@ -90,7 +90,7 @@ class ObservedTransport:
         exchange = self._desk.begin(call, self._dimensions)
         del call  # and with it the request, decoded
         with exchange.sending():
-            response = await self.inner.handle_async_request(request)
+            response = await (self._desk.answering or self.inner.handle_async_request)(request)
         if 300 <= response.status_code < 400:
             exchange.moved(response.status_code)
             return response
@@ -109,7 +109,7 @@ class ObservedTransport:
         said = {"http.request.method": method, "server.address": host, "url.path": request.url.path}
         with self._desk.tracing().span(method, said, kind="client") as span:
             began = perf_counter()
-            response = await self.inner.handle_async_request(request)
+            response = await (self._desk.answering or self.inner.handle_async_request)(request)
             with quietly():
                 labels = {"host": host[:200], "method": method[:16], "status": str(response.status_code)}
                 self._desk.metrics().histogram(HTTP_SECONDS).bind(**labels).record(perf_counter() - began)

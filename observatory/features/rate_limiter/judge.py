@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
+from ...clock import RoomClock
 from ...errors import ReservationLost, StoreUnavailable
 from ...names import WAIT_SECONDS, Metric
 from ...notes import note
-from ...types import Clock
 from . import wanted as wants
 from .across import Across
 from .decision import Decision, together, verdict
@@ -23,14 +23,16 @@ from .wanted import LimitRef, Verdict, Wanted
 class Judge:
     """Decides over what is wanted of one or several limits."""
 
-    def __init__(self, desk: Desk, clock: Clock, metrics: Recording, policies: Policies, instances: Callable[[], int]) -> None:
+    def __init__(
+        self, desk: Desk, clock: RoomClock, metrics: Recording, policies: Policies, instances: Callable[[], int]
+    ) -> None:
         self._desk = desk
         self._clock = clock
         self._metrics = metrics
         self._policies = policies
         self.across = Across(desk)
         self.memory = Memory()
-        self.fallback = Fallback(instances, lambda: desk.heard_at)
+        self.fallback = Fallback(instances, lambda: desk.heard_at, clock)
         self.lending = Lending(desk, clock, policies)
         self._notices = Notices(desk.store, metrics)
         self._merging: set[asyncio.Task[None]] = set()

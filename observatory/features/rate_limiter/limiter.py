@@ -5,12 +5,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ... import units
+from ...clock import RoomClock
 from ...errors import InvalidArgument
 from ...names import RESERVATIONS_REAPED
 from ...notes import note
 from ...settings import LimitSettings
 from ...store.store import Store
-from ...types import Clock, Dimensions, Identity, Unit
+from ...types import Dimensions, Identity, Unit
 from . import wanted as wants
 from .decision import Decision
 from .desk import Desk, Part
@@ -40,7 +41,7 @@ class RateLimiter:
     def __init__(
         self,
         store: Callable[[], Store],
-        clock: Clock,
+        clock: RoomClock,
         metrics: Recording,
         settings: Mapping[str, LimitSettings],
         *,
@@ -68,6 +69,11 @@ class RateLimiter:
     def limits(self) -> tuple[Limit, ...]:
         """As they stand now, every layer applied."""
         return tuple(self._policies)
+
+    @property
+    def declared(self) -> tuple[Limit, ...]:
+        """As code has them."""
+        return self._policies.declared
 
     def match(self, dimensions: Dimensions | None = None, units: Iterable[Unit] = ("requests",)) -> tuple[Limit, ...]:
         """What "*" means for these dimensions. Local and pure; `observatory rate-limiter explain` prints it."""
@@ -112,7 +118,7 @@ class RateLimiter:
         wanted = self._wanted(limit, identity, cost)
         patience = await self._waiting.paused(wants.given(identity), units.timeout(timeout))
         decision = await self._judge.decide("take", wanted, limit)
-        wanted = _binding(wanted)
+        wanted = wants.binding(wanted)
         if not decision.allowed:
             decision, _ = await self._waiting.stand(wanted, decision, patience, limit)
         self._judge.count(decision)
@@ -136,7 +142,7 @@ class RateLimiter:
 
         async def hold() -> Reservation:
             patience, seconds, name = units.timeout(timeout), checked_lease(lease), new_id(id)
-            wanted = _binding(self._wanted(limit, identity, cost, hold=True))
+            wanted = wants.binding(self._wanted(limit, identity, cost, hold=True))
             if seconds > SLOT_LEASE and any(one.shape.kind == "c" for one in wanted):
                 raise InvalidArgument(
                     f"lease must be at most {SLOT_LEASE:g} seconds where slots are held, got {lease:g}",
@@ -144,7 +150,7 @@ class RateLimiter:
                 )
             return await self._reserve(wanted, patience, seconds, name, limit)
 
-        return PendingReservation(hold)
+        return PendingReservation(hold, self._desk.clock)
 
     def requires(self, limit: LimitRef, cost: Cost = 1, *, timeout: float | None = 0.0) -> Callable[[], Awaitable[Decision]]:
         """A zero-argument check-or-raise on the bound dimensions: FastAPI's Depends(obs.rate_limiter.requires("chat"))."""
@@ -213,16 +219,7 @@ class RateLimiter:
                 wants.check_costs([policy.limit for policy in policies], cost)
         else:
             raise InvalidArgument(f"limit must be a name, a Limit, several of them, or '*', got {limit!r:.80}")
-        found = []
-        for policy in policies:
-            if policy.shape.kind == "c" and not hold and not look:
-                raise InvalidArgument(
-                    f"limit {policy.limit.name} counts slots, which are held: use reserve", remedy="async with reserve(...)"
-                )
-            bucket = wants.bucket(policy.limit, who, matched=matched)
-            one = wants.want(keys, policy, bucket, wants.cost_of(policy.limit, cost), clamp=hold)
-            found.append(one._replace(fair=wants.fair(policy.limit, who)) if policy.limit.fair_by else one)
-        return found
+        return wants.each(keys, policies, who, cost, matched=matched, hold=hold, look=look)
 
     # holding
     async def _reserve(
@@ -314,7 +311,8 @@ class RateLimiter:
         self._judge.forget()
         self._lines.forget()
 
-
-def _binding(wanted: list[Wanted]) -> list[Wanted]:
-    """Without those whose identity may have everything."""
-    return [one for one in wanted if one.policy.verdict(one.identity) is not True]
+    def afresh(self) -> None:
+        """Another store, another clock: nothing is known of either."""
+        self.forget()
+        self._desk.afresh()
+        self._judge.fallback.forget()
