@@ -4,6 +4,7 @@ One server for all runs of one user, in the temporary directory; it is stopped w
 holds a lock on a file of its name while it lives, however it ends: what a dead one left is removed by the next.
 """
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -12,12 +13,15 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from ..errors import ConfigurationError
 from ..keys import PERMANENT, Keys
 from ..store.bare import Bare, bare
 from ..store.embedded import Server, lock
+
+_RUN = "test-"
+_LONGEST_SOCKET = 100
+"""Characters: the system's limit on a unix socket's path is 108, on some 104."""
 
 
 class Machine:
@@ -26,7 +30,6 @@ class Machine:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._server: Server | None = None
-        self._run: IO[bytes] | None = None
         self._pid = 0
         self.run = ""
         """How this process's namespaces begin."""
@@ -36,6 +39,7 @@ class Machine:
         with self._lock:
             if self._server is None:
                 self._server = Server(_directory())
+                atexit.register(self._server.release)
             path = self._server.ensure()
             if self._pid != os.getpid():
                 self._begin(path)
@@ -46,13 +50,15 @@ class Machine:
         runs.mkdir(mode=0o700, exist_ok=True)
         with lock(runs / ".sweeping", fcntl.LOCK_EX) as sweeping:
             # Locked before anybody can see that it is there.
-            self.run, self._pid = f"test-{secrets.token_hex(6)}", os.getpid()
-            self._run = lock(runs / self.run, fcntl.LOCK_EX)
-            for file in runs.glob("test-*"):
-                if file.suffix == "" and file.name != self.run and _is_over(file):
+            self.run, self._pid = f"{_RUN}{secrets.token_hex(6)}", os.getpid()
+            with lock(runs / self.run, fcntl.LOCK_EX) as own:
+                # For as long as this process lives; whoever is forked from it meanwhile keeps it too.
+                os.dup(own.fileno())
+            for file in runs.glob(f"{_RUN}*"):
+                if file.name != self.run and _is_over(file):
                     with bare(path) as server:
                         server.remove(f"{_prefix(file.name)}-*")
-                    for one in (*runs.glob(f"{file.name}-*.s"), file):
+                    for one in (*_directory().parent.glob(f"{file.name.removeprefix(_RUN)}-*.s"), file):
                         one.unlink(missing_ok=True)
             fcntl.flock(sweeping, fcntl.LOCK_UN)
 
@@ -62,12 +68,14 @@ class Machine:
 
     def place(self, namespace: str) -> Path:
         """Where a socket of a namespace may be."""
-        return _directory() / "runs" / f"{namespace}.s"
+        return _directory().parent / f"{namespace.removeprefix(_RUN)}.s"
 
 
 def _directory() -> Path:
     """Private to this user: whoever can write into it could stand in for the server."""
     own = Path(tempfile.gettempdir()).absolute() / f"observatory-{os.getuid()}"
+    if len(os.fsencode(own / f"{'x' * 12}-{'x' * 8}.s")) > _LONGEST_SOCKET:
+        raise ConfigurationError(f"{own}: too long for sockets in it", remedy="Set TMPDIR to a shorter path")
     own.mkdir(mode=0o700, exist_ok=True)
     if own.stat().st_uid != os.getuid():
         raise ConfigurationError(f"{own} belongs to somebody else", remedy="Set TMPDIR to a directory of yours")

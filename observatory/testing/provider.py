@@ -83,17 +83,25 @@ class Provided:
         )
 
 
+async def _each(stream: Any) -> AsyncIterator[bytes]:
+    if hasattr(stream, "__aiter__"):
+        async for chunk in stream:
+            yield chunk
+    else:
+        for chunk in stream:
+            yield chunk
+
+
 def _stream(lib: Any, stream: Any) -> Any:
-    """The bytes of a stream of any library, as one of this."""
+    """The bytes of a stream of any library, as one of this. Like a connection's: who reads anew reads on."""
 
     class Passed(lib.AsyncByteStream):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            self._chunks = _each(stream)
+
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            if hasattr(stream, "__aiter__"):
-                async for chunk in stream:
-                    yield chunk
-            else:
-                for chunk in stream:
-                    yield chunk
+            async for chunk in self._chunks:
+                yield chunk
 
         async def aclose(self) -> None:
             if hasattr(stream, "aclose"):

@@ -154,9 +154,9 @@ async def _place(obs: Observatory, given: Settings) -> AsyncIterator[tuple[Path,
     between = Between(socket, MACHINE.place(namespace))
     name = obs.given_name or given.service_name
     placed = given.replace(service_name=name, redis_url=f"unix://{between.path}", namespace=namespace)
-    await between.up()
     leaks: list[str] = []
     try:
+        await _through(between.up)
         yield socket, placed, between
         leaks = await asyncio.to_thread(_leaked, socket, namespace)
     finally:
