@@ -1,9 +1,11 @@
 """What is known about the work at hand (tenant, team, user …), bound once and read by every room."""
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from hashlib import sha256
 from types import MappingProxyType
 
 from .errors import InvalidArgument
@@ -34,8 +36,16 @@ MAX_DIMENSIONS = 64
 MAX_VALUE = 8192
 
 
+class Known(dict[str, str]):
+    """Dimensions that were checked, and are not changed any more: they are not checked again."""
+
+    __slots__ = ()
+
+
 def checked(dimensions: Mapping[str, object], what: str = "dimension") -> dict[str, str]:
     """The same mapping with its names and values checked; InvalidArgument names what is wrong."""
+    if type(dimensions) is Known:
+        return dimensions
     if not isinstance(dimensions, Mapping):
         raise InvalidArgument(f"{what}s must be a mapping of strings, got {type(dimensions).__name__}")
     if len(dimensions) > MAX_DIMENSIONS:
@@ -47,7 +57,17 @@ def checked(dimensions: Mapping[str, object], what: str = "dimension") -> dict[s
             raise InvalidArgument(f"{what} {name} must be a non-empty string, got {value!r:.80}")
         if len(value) > MAX_VALUE:
             raise InvalidArgument(f"{what} {name} must be at most {MAX_VALUE} characters, got {len(value)}")
-    return {name: str(value) for name, value in dimensions.items()}
+    return Known((name, str(value)) for name, value in dimensions.items())
+
+
+_DIGEST = re.compile(r"[0-9a-f]{12}")
+
+
+def key_of(credential: str) -> str:
+    """The dimension `key` of a call: the first 12 hexadecimal digits of its API key's SHA-256. Of such a value, itself."""
+    if _DIGEST.fullmatch(credential):
+        return credential
+    return sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def current() -> Mapping[str, str]:

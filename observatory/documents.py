@@ -36,6 +36,16 @@ class Refusal(Protocol):
     def reset_after(self) -> float: ...
 
 
+def refused(decision: Refusal) -> str:
+    """A refusal as a sentence."""
+    whose = f" of {decision.identity}" if decision.identity else ""
+    of = f"limit {decision.limit}{whose}: "
+    if decision.retry_after is None:
+        return f"{of}{decision.cost} {decision.unit} can never fit a capacity of {decision.capacity}"
+    left = f"{decision.remaining} of {decision.capacity} {decision.unit} left"
+    return f"{of}{left}, {decision.cost} asked; retry in {decision.retry_after:.3f} s"
+
+
 class Document(NamedTuple):
     """The members that mean something to us; None where one is missing, or means nothing."""
 

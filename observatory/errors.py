@@ -10,6 +10,7 @@ ObservatoryError                      code                    HTTP  retryable
  ├─ ReservationLost                   reservation_lost        409   no     settled with other numbers, run out, not there
  ├─ CircuitOpen                       circuit_open            503   yes    .retry_after: when a call may be let through again
  │   └─ CoolingDown                   cooling_down            503   yes    a provider asked everybody to wait
+ ├─ RetryBudgetExceeded               retry_budget_exceeded   503   no     the fleet retries too much already
  ├─ CacheError                        cache                   500   no
  │   ├─ ValueTooLarge                 value_too_large         413   no
  │   ├─ NotEncodable (TypeError)      not_encodable           422   no
@@ -50,6 +51,7 @@ __all__ = [
     "PayloadTooLarge",
     "RateLimitExceeded",
     "ReservationLost",
+    "RetryBudgetExceeded",
     "StoreError",
     "StoreMisconfigured",
     "StoreUnavailable",
@@ -168,18 +170,7 @@ class RateLimitExceeded(ObservatoryError):
     def of(cls, decision: Refusal) -> "RateLimitExceeded":
         """The error for a refused decision; BudgetExceeded when the binding limit counts usd."""
         kind = BudgetExceeded if decision.unit == "usd" else cls
-        whose = f" of {decision.identity}" if decision.identity else ""
-        if decision.retry_after is None:
-            message = (
-                f"limit {decision.limit}{whose}: {decision.cost} {decision.unit} can never fit a capacity of "
-                f"{decision.capacity}"
-            )
-        else:
-            message = (
-                f"limit {decision.limit}{whose}: {decision.remaining} of {decision.capacity} {decision.unit} left, "
-                f"{decision.cost} asked; retry in {decision.retry_after:.3f} s"
-            )
-        error = kind(message, retry_after=decision.retry_after, context={"limit": decision.limit})
+        error = kind(documents.refused(decision), retry_after=decision.retry_after, context={"limit": decision.limit})
         error.decision = decision
         error.retryable = decision.retry_after is not None
         return error
@@ -222,6 +213,14 @@ class CoolingDown(CircuitOpen):
 
     code = "cooling_down"
     title = "The provider has asked for a pause"
+
+
+class RetryBudgetExceeded(ObservatoryError):
+    """A retry that is not made: in the fleet too many of the calls of that name are retries already."""
+
+    code = "retry_budget_exceeded"
+    status = 503
+    title = "The fleet's retry budget is spent"
 
 
 class CacheError(ObservatoryError):

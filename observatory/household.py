@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
 from .background import Job
@@ -17,7 +18,7 @@ from .features.rate_limiter import RateLimiter
 from .features.retry import Retry, RetryBudget
 from .features.traces import Traces
 from .lifetime import Lifetime
-from .llm import LLM, Calls, Catalogue, Desk, Prices
+from .llm import LLM, Answers, Calls, Catalogue, Desk, Gate, Prices, Retries
 from .logs import Logger
 from .names import LINES_REPEATED
 from .observed import Observer
@@ -169,12 +170,15 @@ class Household:
             tracing=lambda: self.tracing,
             prices=lambda: self._prices,
             now_us=self._lifetime.now_us,
+            gate=Gate(lambda: self.rate_limiter, lambda: self.breakers, lambda: self.settings.llm, self._clock),
+            retries=Retries(lambda: self.retry_budget),
+            captures=lambda: self.settings.llm.capture_content == "on",
         )
 
     @room
     def llm(self) -> LLM:
         """LLM calls: a client for any SDK, the calls of a block, prices."""
-        return LLM(self._desk, lambda: self._prices, lambda: self.settings.namespace)
+        return LLM(self._desk, lambda: self._prices, partial(Answers, self))
 
     @room
     def caches(self) -> CacheSpace:
@@ -207,7 +211,8 @@ class Household:
 
     async def _last_flush(self) -> None:
         """One room that fails keeps no other from its last words; the first error is raised behind them all."""
-        failed = await _each(
+        failed = await _each(self._desk.aclose()) if "_desk" in self.__dict__ else []
+        failed += await _each(
             *(self.rate_limiter.aclose(), self.breakers.flush(), self.retry_budget.report()),
             *([self.caches.aclose()] if "caches" in self.__dict__ else []),
         )

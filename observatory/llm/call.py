@@ -67,6 +67,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     http_status: int | None = None
     estimated: bool = False
     """Whether the tokens were counted by us, because the provider did not say them."""
+    cached: bool = False
+    """Whether nobody was asked, since the answer was there: an event, and none of a provider's numbers."""
 
     def check_texts(self) -> None:
         """InvalidArgument names the one that is not acceptable."""
@@ -134,6 +136,7 @@ class StoredCall(msgspec.Struct, frozen=True):
     status: Literal["success", "error", "refused"] = "success"
     error: str | None = None
     estimated: bool = False
+    cached: bool = False
 
 
 def nano(cost_usd: Amount | None) -> int | None:
@@ -211,6 +214,8 @@ class Meters:
 
     def measure(self, call: Record | StoredCall, dimensions: Dimensions, nano_usd: int | None) -> None:
         """Write every metric of one call. nano_usd: its cost, as `nano` has it."""
+        if call.cached:
+            return
         meter = self._meter(call, dimensions)
         meter.requests[call.status].add(1)
         if call.status == "error":

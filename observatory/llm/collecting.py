@@ -35,6 +35,12 @@ class Call(msgspec.Struct, frozen=True):
     finish_reasons: tuple[str, ...] = ()
     estimated: bool = False
     """Whether the tokens were counted here, because the provider did not say them."""
+    cached: bool = False
+    """Whether the answer came out of the answer cache, or from a call that somebody else made. It costs nothing then."""
+    refused_by: str | None = None
+    """The limit, or the code of what else did not let it in."""
+    waited: float = 0.0
+    """Seconds that it stood in line; latency begins afterwards."""
 
 
 class Block:

@@ -1,166 +1,152 @@
-"""One LLM call over HTTP, from its request to its last byte: what it is, what it takes, how it ends; told once.
+"""One LLM call, from its request to its last byte: what it is, what it takes, how it ends; told once.
 
-    exchange = desk.begin(recognised, dimensions)     it is known, and estimated
-    with exchange.sending(): response = await ...     it is sent; what goes wrong is told
+    exchange = Exchange(desk, recognised, dimensions) it is known, and estimated
+    with exchange.current():                          what goes wrong is told
+        await exchange.enter(wait)                    it is let in
+        response = await ...                          it is sent
     exchange.answering(status, headers)               the head is there
     exchange.heard(chunk)                             each chunk, before it is handed on
-    exchange.end() | failed(error) | closed()         once
+    exchange.end() | failed(error) | closed() | refused(error)          once
 
 What goes wrong in what is recorded is a line in the log.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any, Protocol
 
 from opentelemetry import trace
-from opentelemetry.trace import Span, StatusCode
+from opentelemetry.trace import Span
 
-from .. import dimensions, names, units
+from .. import dimensions, replies
 from ..clock import monotonic
+from ..errors import ObservatoryError
 from ..logs import INTERNAL
-from ..names import Metric
-from ..tracing import Tracing, trace_id
-from ..types import Dimensions
+from ..types import Amount, Dimensions, Unit
 from . import conventions
-from .call import Calls, Record, Spreading
-from .collecting import Blocks, Call, blocks, hand
-from .prices import Prices
+from .call import Usage
+from .collecting import blocks
+from .content import Texts, asked
+from .desk import Desk, quietly
+from .gate import Asked, Passed, Spent, works
+from .told import Ended, tell
 from .wire import Reader, Reading, Recognised
+from .wire.used import Used
 
-MAX_METERS = 1000
 _AZURE = "azure.ai.openai"
-
-
-class Metering(Protocol):
-    """What exchanges need of the metrics."""
-
-    def histogram(self, name: str) -> Spreading: ...
-    def gauge(self, name: str) -> Any: ...
-
-
-class Desk:
-    """Where the exchanges of a process are written down. Rooms are asked for when they are needed."""
-
-    def __init__(
-        self,
-        *,
-        calls: Callable[[], Calls],
-        metrics: Callable[[], Metering],
-        tracing: Callable[[], Tracing],
-        prices: Callable[[], Prices],
-        now_us: Callable[[], int],
-    ) -> None:
-        self.calls = calls
-        self.metrics = metrics
-        self.tracing = tracing
-        self.prices = prices
-        self.now_us = now_us
-        self._gaps: dict[tuple[str, str], Spreading] = {}
-        self._open: Any = None
-        self.everything: Blocks = ()
-        """Where every call is told, whoever asks."""
-        self.answering: Callable[[Any], Awaitable[Any]] | None = None
-        """Who answers requests in place of the network; None: the network does."""
-
-    def begin(self, call: Recognised, extra: Dimensions) -> "Exchange":
-        return Exchange(self, call, extra)
-
-    def gaps(self, provider: str, model: str) -> Spreading:
-        """The times between tokens of one model."""
-        found = self._gaps.get((provider, model))
-        if found is None:
-            if len(self._gaps) >= MAX_METERS:
-                self._gaps.clear()
-            found = self.metrics().histogram(names.INTER_TOKEN).bind(provider=provider, model=model)
-            self._gaps[provider, model] = found
-        return found
-
-    def open(self, more: int) -> None:
-        if self._open is None:
-            self._open = self.metrics().gauge(Metric.ACTIVE_CONNECTIONS).bind(kind="llm")
-        self._open.add(more)
-
-    def forget(self) -> None:
-        """A forked child begins anew."""
-        self._gaps.clear()
-        self._open = None
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """What is recorded must never break the call."""
-    try:
-        yield
-    except Exception as error:  # of ours, or of somebody's tokenizer, sampler, exporter
-        INTERNAL.warning("an LLM call could not be recorded: %s", type(error).__name__, exc_info=True)
+_UNSENT = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol", "LocalProtocolError"}
+)
+"""Errors of the transports before a provider has heard anything of a request."""
 
 
 class Exchange:
     """See the module. Not for two threads."""
 
     __slots__ = (
-        "_around",
-        "_began",
-        "_desk",
         "_done",
-        "_known",
+        "_expected",
+        "_key",
+        "_passed",
         "_reader",
-        "_span",
-        "_started_us",
+        "around",
         "attempt",
+        "began",
+        "cached",
+        "content",
+        "desk",
         "endpoint",
         "estimate",
+        "known",
         "last_at",
         "model",
         "operation",
         "provider",
+        "refused_by",
+        "span",
+        "started_us",
         "status",
         "tokenizer",
+        "waited",
+        "where",
     )
 
     def __init__(self, desk: Desk, call: Recognised, extra: Dimensions) -> None:
         # The request itself is not kept: it may be long, and the answer come slowly.
-        self._desk = desk
+        self.desk = desk
         self.provider, self.model, self.operation = call.provider, call.model, call.operation
-        self.endpoint, self.tokenizer, self.attempt = call.endpoint, call.tokenizer, call.attempt
+        self.endpoint, self.tokenizer, self.attempt, self.where = call.endpoint, call.tokenizer, call.attempt, call.where
         self.estimate = call.input_tokens()
+        self._expected = desk.outputs.expected(call.provider, call.model, call.max_output_tokens)
         self.status: int | None = None
         self.last_at: float | None = None
-        self._known: Mapping[str, str] = {**dimensions.current(), **extra} if extra else dimensions.current()
-        self._around = (*blocks(), *desk.everything)
+        self.cached = False
+        """The answer is not from the provider, and costs nothing."""
+        self.waited = 0.0
+        self.content: Texts | None = None
+        """The answer's, where it is captured."""
+        self._passed: Passed | None = None
+        self.refused_by: str | None = None
+        self._key = call.key or ""
+        known = {**dimensions.current(), **extra}
+        if call.key:
+            known.setdefault("key", call.key)
+        self.known: Mapping[str, str] = known
+        self.around = (*blocks(), *desk.everything)
         self._reader: Reader | None = None
         self._done = False
-        self._span: Span | None = None
-        with quietly():
+        self.span: Span | None = None
+        with quietly:
             desk.open(1)
-            self._span = desk.tracing().started(conventions.name(call), {**extra, **conventions.asked(call)}, kind="client")
+            self.span = desk.tracing().started(conventions.name(call), {**extra, **conventions.asked(call)}, kind="client")
             if call.attempt:
-                self._span.set_attribute("http.request.resend_count", call.attempt)
-        self._started_us = desk.now_us()
-        self._began = monotonic()
+                self.span.set_attribute("http.request.resend_count", call.attempt)
+            if desk.captures():
+                self.content = Texts()
+                for attribute, said in asked(call.document).items():
+                    desk.tracing().content(self.span, attribute, said)
+        self.started_us = desk.now_us()
+        self.began = monotonic()
 
     @contextmanager
-    def sending(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
         """While it is under way, the call's span is the current one."""
         try:
-            if self._span is None:
+            if self.span is None:
                 yield
             else:
-                with trace.use_span(self._span, record_exception=False, set_status_on_exception=False):
+                with trace.use_span(self.span, record_exception=False, set_status_on_exception=False):
                     yield
         except BaseException as error:
             self.failed(error)
             raise
 
+    async def enter(self, wait: float) -> None:
+        """See Gate.enter; RetryBudgetExceeded. From here on its time runs."""
+        gate = self.desk.gate
+        known = dimensions.Known(self.known)
+        known.update(provider=self.provider, model=self.model, operation=self.operation, kind="llm")
+        asked = Asked(self.where, self.model, self._key, known, self._cost_estimated() if gate.limits else {})
+        try:
+            self._passed = await gate.enter(asked, wait)
+        finally:
+            now = monotonic()
+            self.waited, self.began = max(0.0, now - self.began), now
+
+    def _cost_estimated(self) -> Mapping[Unit, Amount]:
+        """By unit. A price that is unknown holds nothing of a budget."""
+        used = Used(Usage(self.estimate, self._expected))
+        return _spent(used, self._price(used, (self.model,), None))
+
     def answering(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of the response is there."""
         self.status = status
-        with quietly():
+        with quietly:
+            if self._passed is not None:
+                self._passed.answered(status, headers)
             kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
-            self._reader = Reader(self.endpoint, status, kind, encoding, tokenizer=self.tokenizer)
+            self._reader = Reader(self.endpoint, status, kind, encoding, tokenizer=self.tokenizer, content=self.content)
 
     def heard(self, chunk: bytes) -> None:
         """A chunk, as it is on the wire."""
@@ -172,7 +158,7 @@ class Exchange:
             if reader.feed(chunk, now):
                 last, self.last_at = self.last_at, now
                 if last is not None:
-                    self._desk.gaps(self.provider, self.model).record(now - last)
+                    self.desk.gaps(self.provider, self.model).record(now - last)
         except Exception as error:
             self._reader = None
             INTERNAL.warning("the answer of an LLM call could not be read: %s", type(error).__name__, exc_info=True)
@@ -181,11 +167,19 @@ class Exchange:
     def moved(self, status: int) -> None:
         """It is to be asked elsewhere: the call is the one that is made there."""
         self._done = True
-        with quietly():
-            self._desk.open(-1)
-            if self._span is not None:
-                self._span.set_attribute("http.response.status_code", status)
-                self._span.end()
+        with quietly:
+            self.desk.open(-1)
+            if self._passed is not None:
+                self._passed.leave(True, "nothing")
+            if self.span is not None:
+                self.span.set_attribute("http.response.status_code", status)
+                self.span.end()
+
+    def refused(self, error: ObservatoryError, status: int) -> None:
+        """It was not let in. status: how that is said."""
+        self.refused_by = error.context.get("limit") or error.code
+        self.status = status
+        self._finish(error, cut=True)
 
     def end(self) -> None:
         """All of it was there."""
@@ -203,100 +197,74 @@ class Exchange:
         if self._done:
             return
         self._done = True
-        latency = max(0.0, monotonic() - self._began)
-        with quietly():
-            self._desk.open(-1)
-        with quietly():
-            reader, self._reader = self._reader, None
-            reading = Reading() if reader is None else reader.end(estimate=self.estimate, cut=cut)
-            self._settle(reading, latency, self._why(reading, error, cut=cut), error)
+        latency = max(0.0, monotonic() - self.began)
+        with quietly:
+            self.desk.open(-1)
+        reading = Reading()
+        nano_usd: int | None = None
+        why: str | None = "unreadable"
+        reader, self._reader = self._reader, None
+        with quietly:
+            if reader is not None:
+                reading = reader.end(estimate=self.estimate, cut=cut)
+            why = self._why(reading, error, cut=cut)
+            nano_usd = 0 if self.cached else self._cost(reading)
+        if self._passed is not None:
+            with quietly:
+                self._passed.leave(self._works(why, error), self._spent(reading, nano_usd, error))
+        with quietly:
+            tell(self, Ended(reading, nano_usd, latency, why, error))
+
+    def _works(self, why: str | None, error: BaseException | None) -> bool | None:
+        """What it says of the provider."""
+        if self.status is None:
+            return False if error is not None and replies.from_network(error) else None
+        if self.status >= 400:
+            return works(self.status)
+        return why is None or (why == "cancelled")
+
+    def _spent(self, reading: Reading, nano_usd: int | None, error: BaseException | None) -> Spent:
+        if reading.used is not None:
+            if not reading.estimated:
+                self.desk.outputs.learn(self.provider, self.model, reading.used.usage.output_tokens)
+            return _spent(reading.used, nano_usd)
+        if self.status is not None and self.status >= 400:
+            return _NONE
+        return "nothing" if type(error).__name__ in _UNSENT else "estimate"
 
     def _why(self, reading: Reading, error: BaseException | None, *, cut: bool) -> str | None:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             return reading.error or (None if reading.over else "cancelled")
+        if isinstance(error, ObservatoryError):
+            return error.code
         if error is not None:
             return reading.error or type(error).__name__
         if reading.error is None and cut and not reading.over:
             return "cancelled"
         return reading.error
 
-    def _settle(self, reading: Reading, latency: float, why: str | None, error: BaseException | None) -> None:
-        first = None if reading.first_token_at is None else max(0.0, reading.first_token_at - self._began)
-        nano_usd = self._cost(reading)
-        span, known = self._span, self._known
-        # Who stops listening to an answer has had no failure.
-        stopped = why == "cancelled" and self.status is not None and self.status < 400
-        record = Record(
-            self.provider,
-            self.model,
-            self.operation,
-            latency,
-            first,
-            reading.usage,
-            None if nano_usd is None else Decimal(nano_usd).scaleb(-9),
-            "success" if why is None or stopped else "error",
-            why,
-            trace_id(span),
-            reading.response_model,
-            self.status,
-            reading.estimated,
-        )
-        event = self._desk.calls().put(record, nano_usd, known)
-        if span is not None:
-            self._tell(span, reading, record, error)
-        if self._around:
-            call = Call(
-                id=event,
-                provider=self.provider,
-                model=self.model,
-                operation=self.operation,
-                started_at=units.moment(self._started_us),
-                latency=latency,
-                time_to_first_token=first,
-                usage=reading.usage,
-                cost_usd=record.cost_usd,
-                attempts=self.attempt + 1,
-                status=self.status,
-                error=why,
-                dimensions=dict(known),
-                trace_id=record.trace_id,
-                response_model=reading.response_model,
-                finish_reasons=tuple(reading.finish_reasons),
-                estimated=reading.estimated,
-            )
-            hand(call, self._around)
-
     def _cost(self, reading: Reading) -> int | None:
         if reading.used is None:
             return None
-        # The name of an Azure deployment is anybody's choice, also another model's name.
-        models = (reading.response_model, None if self.provider == _AZURE else self.model)
-        return self._desk.prices().cost(
-            self.provider,
-            models,
-            reading.used,
-            at_us=self._started_us,
-            tenant=self._known.get("tenant"),
-            tier=reading.service_tier,
+        return self._price(reading.used, (reading.response_model, self.model), reading.service_tier)
+
+    def _price(self, used: Used, models: tuple[str | None, ...], tier: str | None) -> int | None:
+        if self.provider == _AZURE:
+            # The name of a deployment is anybody's choice, also another model's name.
+            models = models[:-1]
+        return self.desk.prices().cost(
+            self.provider, models, used, at_us=self.started_us, tenant=self.known.get("tenant"), tier=tier
         )
 
-    def _tell(self, span: Span, reading: Reading, record: Record, error: BaseException | None) -> None:
-        tracing = self._desk.tracing()
-        try:
-            if span.is_recording():
-                said = conventions.answered(self.provider, reading)
-                if self.status is not None:
-                    said["http.response.status_code"] = self.status
-                if record.time_to_first_token is not None:
-                    said["gen_ai.response.time_to_first_chunk"] = record.time_to_first_token
-                if record.error is not None:
-                    said["error.type"] = record.error
-                span.set_attributes(said)
-                if record.cost_usd is not None:
-                    tracing.spent(span, record.cost_usd)
-                if isinstance(error, Exception):
-                    tracing.noted(span, error)
-                elif record.status == "error":
-                    span.set_status(StatusCode.ERROR, record.error)
-        finally:
-            span.end()
+
+def _spent(used: Used, nano_usd: int | None) -> dict[Unit, Amount]:
+    usage = used.usage
+    return {
+        "tokens": usage.total_tokens,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "usd": Decimal(nano_usd or 0).scaleb(-9),
+    }
+
+
+_NONE: Mapping[Unit, Amount] = _spent(Used(Usage()), 0)

@@ -1,4 +1,4 @@
-"""HTTP transports that see the LLM calls go by: one body for httpx2, which today's SDKs use, and httpx, which others still do.
+"""HTTP transports that let LLM calls in and see them go by: one body for httpx2, which today's SDKs use, and for httpx.
 
 A request that is no LLM call passes untouched, with a span and its time. A response's bytes are handed on as they come, when
 they are asked for.
@@ -9,12 +9,17 @@ from collections.abc import AsyncIterator, Callable
 from functools import cache
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
-from ..errors import ConfigurationError, InvalidArgument
+from ..errors import ConfigurationError, InvalidArgument, ObservatoryError, RetryBudgetExceeded
 from ..names import HTTP_SECONDS
 from ..types import Dimensions
-from .exchange import Desk, Exchange, quietly
+from .answers import Answers, Reply, Request, Upstream
+from .answers.answer import Headers
+from .desk import Desk, quietly
+from .exchange import Exchange
+from .refused import Refused, refused
+from .retries import ADVICE, COUNT
 from .wire import Recognised
 
 Library = Literal["httpx2", "httpx"]
@@ -44,8 +49,25 @@ def library_of(transport: object) -> Any:
     raise InvalidArgument(f"an asynchronous transport of httpx2 or httpx is needed, got a {type(transport).__name__}")
 
 
+def body_of(lib: Any, request: Any) -> bytes | None:
+    """After a redirect it is there and was not read; what comes from elsewhere bit by bit is not waited for."""
+    stream = request.stream
+    return b"".join(stream) if isinstance(stream, lib.ByteStream) else None
+
+
+class Way(NamedTuple):
+    """How the calls of a client go. wait: seconds in line; None: as the settings say."""
+
+    recognise: Recognise
+    dimensions: Dimensions
+    wait: float | None
+    answers: Callable[[], Answers] | None
+
+
 class Passing:
     """A response's bytes on their way: pulled when they are asked for."""
+
+    _lib: Any
 
     def __init__(self, inner: Any, exchange: Exchange) -> None:
         self._inner = inner
@@ -59,6 +81,8 @@ class Passing:
                 yield chunk
         except BaseException as error:
             exchange.failed(error)
+            if isinstance(error, ObservatoryError):  # a shared stream: to its reader as any other that broke
+                raise self._lib.ReadError(str(error)) from error
             raise
         exchange.end()
 
@@ -69,40 +93,133 @@ class Passing:
             self._exchange.closed()
 
 
-class ObservedTransport:
+class Shared:
+    """An answer out of the answer cache, as a stream of the library's."""
+
+    _lib: Any
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._reply:
+                yield chunk
+        except ObservatoryError as error:
+            raise self._lib.ReadError(str(error)) from error
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()
+
+
+class NotMade(Exception):
+    """A call that is not made, and what is said instead. It passes through the answer cache, whose it is not."""
+
+    def __init__(self, response: Any) -> None:
+        super().__init__("refused")
+        self.response = response
+
+
+class GuardedTransport:
     """Around another transport."""
 
     _lib: Any
     passing: Any
+    shared: Any
 
-    def __init__(self, inner: Any, desk: Desk, recognise: Recognise, dimensions: Dimensions) -> None:
+    def __init__(self, inner: Any, desk: Desk, way: Way) -> None:
         self.inner = inner
         self._desk = desk
-        self._recognise = recognise
-        self._dimensions = dimensions
+        self._way = way
 
     async def handle_async_request(self, request: Any) -> Any:
         call: Recognised | None = None
-        with quietly():
-            call = self._recognise(self._lib, request)
+        with quietly:
+            call = self._way.recognise(self._lib, request)
         if call is None:
             return await self._plain(request)
-        exchange = self._desk.begin(call, self._dimensions)
+        try:
+            if self._way.answers is None:
+                return await self._made(call, request)
+            return await self._kept(call, request, self._way.answers())
+        except NotMade as instead:
+            return instead.response
+
+    # by way of the answer cache
+    async def _kept(self, call: Recognised, request: Any, answers: Answers) -> Any:
+        ours = False
+
+        async def send(headers: Headers) -> Upstream:
+            nonlocal ours
+            ours = True
+            again = self._lib.Request(
+                request.method, request.url, headers=list(headers), stream=request.stream, extensions=request.extensions
+            )
+            response = await self._made(call, again)
+            return Upstream(response.status_code, response.headers.multi_items(), response.stream, response.stream.aclose)
+
+        asked = Request(
+            call.provider, request.method, str(request.url), request.headers.multi_items(), body_of(self._lib, request) or b""
+        )
+        try:
+            reply = await answers.fetch(asked, send)
+        except NotMade:
+            if ours:
+                raise
+            return await self._made(call, request)  # what somebody else may not, we may
+        except ObservatoryError as error:
+            return self._response(refused(error, call.endpoint, waited=False))
+        if reply.cached in ("hit", "shared"):
+            exchange = Exchange(self._desk, call, self._way.dimensions)
+            exchange.cached = True
+            headers = self._lib.Headers(reply.headers)
+            exchange.answering(reply.status, headers)
+            return self._lib.Response(reply.status, headers=headers, stream=self.passing(reply, exchange))
+        return self._lib.Response(reply.status, headers=list(reply.headers), stream=self.shared(reply))
+
+    # by way of the gate
+    async def _made(self, call: Recognised, request: Any) -> Any:
+        """The provider's response. NotMade: the call was not let in."""
+        desk, endpoint = self._desk, call.endpoint
+        exchange = Exchange(desk, call, self._way.dimensions)
         del call  # and with it the request, decoded
-        with exchange.sending():
+        with exchange.current():
+            wait = desk.gate.wait if self._way.wait is None else self._way.wait
+            try:
+                if not await desk.retries.begin(exchange.where, exchange.attempt):
+                    raise RetryBudgetExceeded(context={"provider": exchange.provider})
+                await exchange.enter(wait)
+            except ObservatoryError as error:
+                said = refused(error, endpoint, waited=wait > 0)
+                exchange.refused(error, said.status)
+                raise NotMade(self._response(said)) from error
             response = await (self._desk.answering or self.inner.handle_async_request)(request)
-        if 300 <= response.status_code < 400:
-            exchange.moved(response.status_code)
+        status = response.status_code
+        if 300 <= status < 400:
+            exchange.moved(status)
             return response
-        exchange.answering(response.status_code, response.headers)
-        passing = type(self).passing(response.stream, exchange)
+        exchange.answering(status, response.headers)
+        if status >= 400 and COUNT in request.headers:
+            await self._advise(exchange, response)
+        passing = self.passing(response.stream, exchange)
         if not response.is_closed:
             response.stream = passing
             return response
         # It was read before it came here: a new one is read on its way.
-        return self._lib.Response(
-            response.status_code, headers=response.headers, stream=passing, extensions=response.extensions
-        )
+        return self._lib.Response(status, headers=response.headers, stream=passing, extensions=response.extensions)
+
+    async def _advise(self, exchange: Exchange, response: Any) -> None:
+        """Whether an SDK may try again, is the fleet's to say."""
+        try:
+            said = {name.lower(): value for name, value in response.headers.items()}
+            if not await self._desk.retries.advise(exchange.where, response.status_code, said):
+                response.headers[ADVICE] = "false"
+        except BaseException as error:
+            exchange.failed(error)
+            raise
+
+    def _response(self, said: Refused) -> Any:
+        return self._lib.Response(said.status, headers=said.headers, content=said.body)
 
     async def _plain(self, request: Any) -> Any:
         host, method = request.url.host, request.method
@@ -110,7 +227,7 @@ class ObservedTransport:
         with self._desk.tracing().span(method, said, kind="client") as span:
             began = perf_counter()
             response = await (self._desk.answering or self.inner.handle_async_request)(request)
-            with quietly():
+            with quietly:
                 labels = {"host": host[:200], "method": method[:16], "status": str(response.status_code)}
                 self._desk.metrics().histogram(HTTP_SECONDS).bind(**labels).record(perf_counter() - began)
                 span.set_attribute("http.response.status_code", response.status_code)
@@ -136,5 +253,7 @@ class ObservedTransport:
 def transport_class(name: Library) -> Any:
     """The transport, as a subclass of the library's."""
     lib = library(name)
-    passing = type("Passing", (Passing, lib.AsyncByteStream), {})
-    return type("ObservedTransport", (ObservedTransport, lib.AsyncBaseTransport), {"_lib": lib, "passing": passing})
+    streams = {
+        kind.__name__.lower(): type(kind.__name__, (kind, lib.AsyncByteStream), {"_lib": lib}) for kind in (Passing, Shared)
+    }
+    return type("GuardedTransport", (GuardedTransport, lib.AsyncBaseTransport), {"_lib": lib, **streams})

@@ -86,6 +86,8 @@ _ENVIRONMENT = {f"OBSERVATORY_{name.upper()}": key for name, key in _ARGUMENTS.i
 _STANDARD = {"OTEL_SERVICE_NAME": "service_name", "OTEL_TRACES_SAMPLER_ARG": "tracing.sample_ratio"}
 _BY_RATIO = ("", "traceidratio", "parentbased_traceidratio")
 """Samplers whose argument is a ratio. Other ones are not ours."""
+_CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_CAPTURED = ("true", "span_only", "span_and_event")
 _OTHERS = {"OBSERVATORY_CONFIG"}
 _URLS = {"OBSERVATORY_REDIS_URL", "OBSERVATORY_CACHE_REDIS_URL"}
 
@@ -151,6 +153,8 @@ def _environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[tu
         ours = name != "OTEL_TRACES_SAMPLER_ARG" or environ.get("OTEL_TRACES_SAMPLER", "") in _BY_RATIO
         if environ.get(name) and ours:
             yield key, name, environ[name]
+    if environ.get(_CAPTURE, "").strip().lower() in _CAPTURED:
+        yield "llm.capture_content", _CAPTURE, "on"
     for name in sorted(environ):
         value = environ[name]
         # Kubernetes writes service links such as OBSERVATORY_PORT=tcp://… and …_SERVICE_HOST for a Service of our name.

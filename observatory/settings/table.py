@@ -76,6 +76,10 @@ class LlmSettings(Section, frozen=True):
         Row("seconds", "how long a call may stand in line, unless its client says", "s", least=0, most=86_400),
     ] = 0.0
     require: Annotated[tuple[str, ...], Row("names", "dimensions without which a call is refused")] = ()
+    capture_content: Annotated[
+        Literal["off", "on"],
+        Row("choice", "prompts and answers on spans, redacted; also OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"),
+    ] = "off"
     breaker: Annotated[
         Literal["on", "off"], Row("choice", "a breaker for each provider and address, opened by its failures")
     ] = "on"

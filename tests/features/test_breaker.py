@@ -10,8 +10,7 @@ import pytest
 
 from observatory import CircuitOpen, InvalidArgument, Observatory, RateLimitExceeded, StoreUnavailable
 from observatory.clock import monotonic
-from observatory.features.breaker import Breaker
-from observatory.features.breaker import breaker as breaker_module
+from observatory.features.breaker import Breaker, blocks
 from observatory.features.breaker.breaker import verdict
 from observatory.features.breaker.machine import View
 from observatory.settings import BreakerSettings, Settings
@@ -438,7 +437,7 @@ async def test_blocks_left_in_another_order(fleet: Any) -> None:
     await obs.breakers.flush()
     reports = {one.name: (one.calls, one.failures) for one in await obs.breakers.list()}
     assert reports == {"p": (1, 1), "q": (1, 0)}
-    assert breaker_module._inside.get() is None
+    assert blocks.entered.get() is None
     third = inside("q")
     await asyncio.create_task(anext(third))  # type: ignore[arg-type]
     with pytest.raises(StopAsyncIteration):

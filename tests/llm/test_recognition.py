@@ -1,6 +1,7 @@
 """Which LLM call a request is, and how much it may take."""
 
 import json
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -75,20 +76,29 @@ def test_an_azure_deployment_is_the_model() -> None:
     assert (call.model, call.port, call.host) == ("our gpt", 443, "a.openai.azure.com")
 
 
-def test_a_key_has_a_digest_that_does_not_give_it_away() -> None:
-    """The same for one key, however it is sent; another with another secret, as of another namespace."""
+def test_a_key_is_known_by_its_digest() -> None:
+    """The same for one key, however it is sent; what `sha256sum` says of it, in the beginning."""
     url = "https://api.openai.com/v1/embeddings"
     key = KEY[1].split()[1]
     sent = [[KEY], [("x-api-key", key)], [("api-key", key)]]
-    digests = {call.key_digest for headers in sent if (call := seen(url, None, *headers, secret=b"a"))}
-    assert len(digests) == 1
-    other = seen(url, None, KEY, secret=b"b")
-    assert other is not None
-    assert other.key_digest not in digests
-    assert "0123456789" not in f"{digests} {other}"
+    calls = [call for headers in sent if (call := seen(url, None, *headers))]
+    assert {call.key for call in calls} == {sha256(key.encode()).hexdigest()[:12]}
+    assert "0123456789" not in f"{calls}"
     nobody = seen(url)
     assert nobody is not None
-    assert nobody.key_digest is None
+    assert nobody.key is None
+
+
+def test_where_an_address_says_who_fails_as_one() -> None:
+    """Not all that speak like OpenAI, and not all resources of Azure."""
+    for url, where in (
+        ("https://api.openai.com/v1/embeddings", "openai"),
+        ("http://10.0.0.7:8000/v1/embeddings", "openai_compatible:10.0.0.7"),
+        ("https://a.openai.azure.com/openai/deployments/d/embeddings", "azure.ai.openai:a.openai.azure.com"),
+    ):
+        call = seen(url)
+        assert call is not None
+        assert call.where == where
 
 
 def test_what_the_sdk_says_of_its_retries() -> None:

@@ -14,7 +14,9 @@ obs.rate_limiter.define(
     Limit("user-requests", 60, per="1m", burst=10, by="user"),
     Limit("openai-tokens", 2_000_000, per="1m", unit="tokens", match={"provider": "openai"}),
 )
-openai = AsyncOpenAI(http_client=obs.llm.http_client(), api_key="sk-of-the-app")
+openai = AsyncOpenAI(
+    http_client=obs.llm.http_client(wait=30), api_key="sk-of-the-app"
+)  # stands in the fleet's line, up to 30 s
 
 app = FastAPI(lifespan=obs.lifespan)
 app.add_middleware(ObservatoryMiddleware, obs=obs)  # 429 + RateLimit headers, traces, latency, problem+json

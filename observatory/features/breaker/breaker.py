@@ -3,15 +3,15 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
+from typing import Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
 from ... import replies
 from ...clock import RoomClock, monotonic
 from ...errors import CircuitOpen, InvalidArgument, ObservatoryError, StoreError
 from ...logs import INTERNAL
+from .blocks import entered, without
 from .calls import Batch
 from .machine import FAILS, GIVEN_BACK, WORKS, Machine, State, View
 from .terms import Terms, decided
@@ -35,17 +35,12 @@ class Desk(Protocol):
     def shows(self, name: str, is_open: bool) -> None: ...
 
 
-class _Let(NamedTuple):
+class Let(NamedTuple):
     """A call that was let through. token: it is the probe."""
 
     epoch: int
     began: float
     token: str
-
-
-_Inside = tuple["Breaker", int, float, str, Any]
-"""Breaker, epoch, began, token, and what is around it: a plain tuple, since more would cost as much as all the rest."""
-_inside: ContextVar[_Inside | None] = ContextVar("observatory_breakers", default=None)
 
 
 def verdict(error: BaseException | None) -> bool | None:
@@ -104,10 +99,10 @@ class Breaker:
         try:
             value = await fn(*args, **kwargs)
         except BaseException as error:
-            self._ended(_Let(epoch, began, token), error)
+            self._ended(Let(epoch, began, token), error)
             raise
         if token or began:
-            self._ended(_Let(epoch, began, token), None)
+            self._ended(Let(epoch, began, token), None)
         elif epoch == self._epoch:
             self._calls += 1
             self._tail = 0
@@ -125,33 +120,41 @@ class Breaker:
 
     async def __aenter__(self) -> Self:
         token = "" if self._closed else await self._admit()
-        _inside.set((self, self._epoch, self._clock.monotonic() if self._timed else 0.0, token, _inside.get()))
+        entered.set((self, self._epoch, self._clock.monotonic() if self._timed else 0.0, token, entered.get()))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        inside = _inside.get()
+        inside = entered.get()
         if inside is None:  # entered in another context, which has it still: nothing is known of when
             return
         if inside[0] is not self:
-            inside = _without(inside, self)
+            inside = without(inside, self)
             if inside is None:
                 return
         _, epoch, began, token, outer = inside
-        _inside.set(outer)
+        entered.set(outer)
         if error is None and not token and not began:
             if epoch == self._epoch:
                 self._calls += 1
                 self._tail = 0
         else:
-            self._ended(_Let(epoch, began, token), error)
+            self._ended(Let(epoch, began, token), error)
 
-    def _ended(self, let: _Let, error: BaseException | None) -> None:
-        works = verdict(error)
+    # around calls that no block can be put around
+    async def begin(self) -> Let:
+        """Lets a call through: what `end` is told, once. CircuitOpen: it must not be made."""
+        token = "" if self._closed else await self._admit()
+        return Let(self._epoch, self._clock.monotonic() if self._timed else 0.0, token)
+
+    def slow(self, let: Let) -> bool:
+        """Whether a call has taken longer than `slow_after` already."""
         slow_after = self.terms.slow_after
-        if let.began and slow_after is not None and self._clock.monotonic() - let.began > slow_after:
-            works = False  # also a cancellation: somebody has waited so long in vain
+        return bool(let.began) and slow_after is not None and self._clock.monotonic() - let.began > slow_after
+
+    def end(self, let: Let, works: bool | None) -> None:
+        """What the call has told of what it called; None: nothing."""
         if let.token:
             self._probed(let, works)
         elif works is not None and let.epoch == self._epoch:
@@ -162,6 +165,10 @@ class Breaker:
                 self._failures += 1
                 self._tail += 1
                 self._desk.soon(self)
+
+    def _ended(self, let: Let, error: BaseException | None) -> None:
+        # Slow has failed, also when it was cancelled: somebody has waited so long in vain.
+        self.end(let, False if self.slow(let) else verdict(error))
 
     # while it is not closed
     async def _admit(self) -> str:
@@ -209,7 +216,7 @@ class Breaker:
         self._desk.refused(self.name)
         return CircuitOpen(message, retry_after=retry_after, context={"breaker": self.name})
 
-    def _probed(self, let: _Let, works: bool | None) -> None:
+    def _probed(self, let: Let, works: bool | None) -> None:
         """What the probe has found, here at once and for the fleet as soon as it can be told."""
         self._probing_until = 0.0
         outcome = GIVEN_BACK if works is None else WORKS if works else FAILS
@@ -296,19 +303,3 @@ class Breaker:
 
     def _now_us(self) -> int:
         return int(self._clock.monotonic() * 1e6)
-
-
-def _without(inside: _Inside, breaker: Breaker) -> _Inside | None:
-    """The innermost of a breaker, with all others around it: blocks that are not left in the order in which they were entered,
-    as those of async generators may be. None: it was entered in another context."""
-    others = []
-    found: _Inside | None = inside
-    while found is not None and found[0] is not breaker:
-        others.append(found)
-        found = found[4]
-    if found is None:
-        return None
-    outer = found[4]
-    for one in reversed(others):
-        outer = (*one[:4], outer)
-    return (*found[:4], outer)

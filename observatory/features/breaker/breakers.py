@@ -97,7 +97,9 @@ class Breakers:
             breaker.use(self._terms(name))
 
     def _terms(self, name: str) -> Terms:
-        return Terms.of(name, self._settings.get(name, BreakerSettings()))
+        """Of its name; else of what stands before the slash, or the colon: of `openai/gpt-4o`, those of `openai`."""
+        known = (name, name.partition("/")[0], name.partition("/")[0].partition(":")[0])
+        return Terms.of(name, next((self._settings[one] for one in known if one in self._settings), BreakerSettings()))
 
     async def list(self) -> tuple[BreakerReport, ...]:
         """Every breaker that the fleet has used in the last week, by name."""

@@ -1,7 +1,7 @@
 """Pauses: a provider has told one process to come again later, and the whole fleet leaves it alone for so long.
 
-Whose calls pause is said by provider, model and API key. The key itself is kept nowhere: what leaves this room is a digest of
-all three, keyed with the namespace's salt.
+Whose calls pause is said by provider, model and API key, or the dimension `key` by which that is known. The key itself is kept
+nowhere: what leaves this room is a digest of all three, keyed with the namespace's salt.
 """
 
 import asyncio
@@ -159,6 +159,7 @@ class Pauses:
 
     def _whose(self, provider: str, model: str, key: str) -> str:
         """The digest; before the namespace is known, one that holds in this process only."""
+        key = dimensions.key_of(key) if key else ""
         try:
             return self._store().keys.paused(provider, model, key)
         except StoreUnavailable:

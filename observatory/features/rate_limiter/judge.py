@@ -170,6 +170,11 @@ class Judge:
         self.lending.forget()
         self.memory.clear()
 
+    def afresh(self) -> None:
+        """Another store, another clock: nothing was heard of this one, and nothing is owed to it."""
+        self._desk.afresh()
+        self.fallback.forget()
+
 
 def _overridden(one: Wanted, *, allowed: bool) -> Decision:
     left = one.shape.capacity if allowed else 0

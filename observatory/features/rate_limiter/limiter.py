@@ -70,15 +70,20 @@ class RateLimiter:
         """As they stand now, every layer applied."""
         return tuple(self._policies)
 
+    def match(self, dimensions: Dimensions | None = None, units: Iterable[Unit] = ("requests",)) -> tuple[Limit, ...]:
+        """What "*" means for these dimensions. Local and pure; `observatory rate-limiter explain` prints it."""
+        given = wants.known(wants.given(dimensions))
+        return tuple(policy.limit for policy in self._policies.match(given, units))
+
     @property
     def declared(self) -> tuple[Limit, ...]:
         """As code has them."""
         return self._policies.declared
 
-    def match(self, dimensions: Dimensions | None = None, units: Iterable[Unit] = ("requests",)) -> tuple[Limit, ...]:
-        """What "*" means for these dimensions. Local and pure; `observatory rate-limiter explain` prints it."""
-        given = wants.known(wants.given(dimensions))
-        return tuple(policy.limit for policy in self._policies.match(given, units))
+    @property
+    def any_match(self) -> bool:
+        """Whether "*" can mean any limit at all."""
+        return self._policies.any_match
 
     # asking
     async def check(self, limit: LimitRef, identity: Identity | None = None, cost: Cost = 1) -> Decision:
@@ -202,11 +207,9 @@ class RateLimiter:
         who = wants.given(identity)
         matched = False
         if isinstance(limit, str) and limit == "*":
-            matched = True
+            matched, who = True, wants.known(who)
             brought = {"requests", "slots", *cost} if isinstance(cost, Mapping) else {"requests"}
-            policies = self._policies.match(wants.known(who), brought)
-            if not hold:
-                policies = [policy for policy in policies if policy.shape.kind != "c"]
+            policies = [policy for policy in self._policies.match(who, brought) if hold or policy.shape.kind != "c"]
         elif isinstance(limit, str | Limit):
             policies = [self._policies.find(limit)]
             if isinstance(cost, Mapping):
@@ -314,5 +317,4 @@ class RateLimiter:
     def afresh(self) -> None:
         """Another store, another clock: nothing is known of either."""
         self.forget()
-        self._desk.afresh()
-        self._judge.fallback.forget()
+        self._judge.afresh()

@@ -36,7 +36,12 @@ class Policies:
         self._policies = {name: self._layered(limit, settings) for name, limit in declared.items()}
         self._settings = settings
         self._inline: dict[int, tuple[Limit, Policy]] = {}
+        self._changed()
+
+    def _changed(self) -> None:
         self.version += 1
+        self.any_match = any(policy.limit.match is not None for policy in self._policies.values())
+        """Whether there is one that applies to calls on its own."""
 
     def define(self, *limits: Limit) -> None:
         """Defaults for these names. Again: takes effect on the next call."""
@@ -47,7 +52,7 @@ class Policies:
         self._declared.update({limit.name: limit for limit in limits})
         self._policies.update(layered)
         self._inline.clear()
-        self.version += 1
+        self._changed()
 
     @staticmethod
     def _layered(limit: Limit, settings: Mapping[str, LimitSettings], *, inline: bool = False) -> Policy:

@@ -223,14 +223,19 @@ class PendingReservation(Awaitable[Reservation]):
     def _begin(self, held: Reservation) -> None:
         self._renewing = asyncio.get_running_loop().create_task(self._renew(held), name="observatory reservation")
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def stop(self) -> Reservation | None:
+        """It is not renewed any more; what was held, if anything: to be settled."""
         held, self._held = self._held, None
         for pending in (self._timer, self._renewing):
             if pending is not None:
                 pending.cancel()
         self._timer = self._renewing = None
+        return held
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        held = self.stop()
         if held is None or held.is_settled:
             return
         try:

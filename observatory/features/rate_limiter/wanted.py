@@ -68,6 +68,11 @@ def held(keys: Keys, policy: Policy, identity: str, asked: int) -> Wanted:
     return Wanted(policy, shape, identity, asked, Part(shape, key, *shape.time_of(asked)))
 
 
+def binding(wanted: list[Wanted]) -> list[Wanted]:
+    """Without those whose identity may have everything."""
+    return [one for one in wanted if one.policy.verdict(one.identity) is not True]
+
+
 def cost_of(limit: Limit, cost: Any) -> Any:
     """What a call costs of one limit. InvalidArgument when the call does not say."""
     if not isinstance(cost, Mapping):
@@ -162,11 +167,6 @@ def decision(wanted: Wanted, verdict: Verdict, *, by: DecidedBy = "redis", waite
         (),
         more_after,
     )
-
-
-def binding(wanted: list[Wanted]) -> list[Wanted]:
-    """Without those whose identity may have everything."""
-    return [one for one in wanted if one.policy.verdict(one.identity) is not True]
 
 
 def each(

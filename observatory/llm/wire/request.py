@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import blake2b
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from ...dimensions import key_of
 from .tokens import TOOLS, Tokenizer, approximately, input_tokens, max_output
 
 Endpoint = Literal["chat", "responses", "completions", "embeddings", "messages"]
@@ -48,6 +48,7 @@ _HOSTS: Final = (
 _KNOWN: Final = tuple((re.compile(pattern), provider) for pattern, provider in _HOSTS)
 COMPATIBLE: Final[Mapping[bool, str]] = {False: "openai_compatible", True: "anthropic_compatible"}
 """Of an address that nobody has named: what it speaks is known, and who it is is not."""
+_ADDRESSED: Final = frozenset({*COMPATIBLE.values(), "azure.ai.openai"})
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
 CREDENTIALS: Final = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 """Headers that a key comes in."""
@@ -69,8 +70,8 @@ class Recognised(msgspec.Struct, frozen=True):
     port: int | None
     document: dict[str, Any]
     """The request as it was decoded, for the estimate and whoever else asks."""
-    key_digest: str | None
-    """Of the API key: the same for the same key, and not the way back."""
+    key: str | None
+    """The dimension of the API key: the same for the same key, and not the way back."""
     attempt: int
     """0, or the number of the retry, as the SDK says it."""
     tokenizer: Tokenizer = approximately
@@ -78,6 +79,11 @@ class Recognised(msgspec.Struct, frozen=True):
     @property
     def operation(self) -> str:
         return OPERATIONS[self.endpoint]
+
+    @property
+    def where(self) -> str:
+        """Who may fail and ask for pauses as one: a provider; where its name does not say at which address, with that."""
+        return f"{self.provider}:{self.host}" if self.provider in _ADDRESSED else self.provider
 
     def input_tokens(self) -> int:
         """An estimate; 100 KB of text take about 0.1 ms. A tokenizer that fails is not asked again: the default counts."""
@@ -108,11 +114,10 @@ def recognise(
     body: Callable[[], bytes | None],
     *,
     provider: str | None = None,
-    secret: bytes = b"",
     tokenizer: Tokenizer = approximately,
 ) -> Recognised | None:
     """The LLM call that a request is; None for any other. body: asked only where the address is one; None: it cannot be read
-    before it is sent. provider: who answers, where the address does not say. secret: what digests of keys are made with."""
+    before it is sent. provider: who answers, where the address does not say."""
     if method != "POST":
         return None
     parts = urlsplit(url)
@@ -143,7 +148,7 @@ def recognise(
         host=host,
         port=_port(parts.scheme, parts.netloc),
         document=document,
-        key_digest=_digest(said, secret),
+        key=_key(said),
         attempt=_number(said.get(_RETRY)),
         tokenizer=tokenizer,
     )
@@ -162,13 +167,12 @@ def _port(scheme: str, netloc: str) -> int | None:
     return {"https": 443, "http": 80}.get(scheme)
 
 
-def _digest(headers: Mapping[str, str], secret: bytes) -> str | None:
+def _key(headers: Mapping[str, str]) -> str | None:
     key = next((headers[name] for name in CREDENTIALS if headers.get(name)), None)
     if key is None:
         return None
     scheme, _, credential = key.partition(" ")
-    token = credential if credential and scheme.lower() == "bearer" else key
-    return blake2b(token.encode("utf-8", "surrogatepass"), digest_size=12, key=secret[:64]).hexdigest()
+    return key_of(credential if credential and scheme.lower() == "bearer" else key)
 
 
 def _number(said: str | None) -> int:

@@ -1,0 +1,256 @@
+"""What stands between an LLM call and its provider: dimensions it must have, pauses, limits and budgets, the breaker.
+
+    passed = await gate.enter(asked, wait)   raises what refuses: nothing is held then
+    passed.answered(status, headers)         the provider has said something
+    passed.leave(works, spent)               once; what was held is settled off the caller's path
+
+What holds. A call that got in is settled once: with what it used, with nothing where it was never sent, and with its estimate
+where nobody knows (a connection that broke, a reader that was killed: the provider may have billed it). While the store is
+away, settling is tried again for SETTLE_FOR; then the hold runs out at its lease, as after a crash, and is given back.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, Final, Literal, NamedTuple
+
+from .. import replies
+from ..clock import RoomClock, monotonic
+from ..errors import InvalidArgument, ObservatoryError, StoreError
+from ..features.breaker import Breaker, Breakers
+from ..features.breaker.breaker import Let
+from ..features.rate_limiter import PendingReservation, RateLimiter, Reservation
+from ..logs import INTERNAL
+from ..settings import LlmSettings
+from ..types import Amount, Unit
+
+SETTLE_FOR: Final = 60.0
+"""Seconds for which settling is tried."""
+_CLOSE_WITHIN: Final = 2.0
+_LEASE: Final = 60.0
+"""Seconds; renewed while the call lasts."""
+_GRACE: Final = 1.0
+"""Seconds: a pause that is over so soon is waited for in any case. An SDK comes back at the moment it was told."""
+_MOST_BREAKERS: Final = 500
+"""Of this process, by model; further models share their provider's."""
+_PAUSING: Final = frozenset({429, 503, 529})
+
+Spent = Mapping[Unit, Amount] | Literal["estimate", "nothing"]
+
+
+class Asked(NamedTuple):
+    """A call before it is sent. where: whose failures and pauses are one. dimensions: all by which limits may know it.
+    cost: its estimate, by unit."""
+
+    where: str
+    model: str
+    key: str
+    dimensions: Mapping[str, str]
+    cost: Mapping[Unit, Amount]
+
+
+def works(status: int) -> bool | None:
+    """Whether somebody who answers so works; None: that says nothing (429, which is what pauses are for)."""
+    return None if status == 429 else status != 408 and status < 500
+
+
+class Gate:
+    """Of one process. Rooms are asked for when they are needed."""
+
+    def __init__(
+        self,
+        limiter: Callable[[], RateLimiter],
+        breakers: Callable[[], Breakers],
+        settings: Callable[[], LlmSettings],
+        clock: RoomClock,
+    ) -> None:
+        self._clock = clock
+        self._limiter = limiter
+        self._breakers = breakers
+        self._settings = settings
+        self._known: dict[tuple[str, str], Breaker] = {}
+        self._inside: set[Passed] = set()
+        self._working: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @property
+    def wait(self) -> float:
+        """Seconds in line, where a client says nothing."""
+        return self._settings().wait
+
+    @property
+    def limits(self) -> bool:
+        """Whether any limit may apply to a call: else nobody asks for an estimate."""
+        return self._limiter().any_match
+
+    async def enter(self, asked: Asked, wait: float) -> "Passed":
+        """InvalidArgument: a dimension is missing. CoolingDown, CircuitOpen, RateLimitExceeded: not now. StoreUnavailable: a
+        limit that counts on the store, which is away. wait: seconds, for pauses and lines together."""
+        settings = self._settings()
+        for name in settings.require:
+            if name not in asked.dimensions:
+                raise InvalidArgument(
+                    f"LLM calls must say their {name}", remedy=f'obs.bind({name}="…"), or leave it out of [llm] require'
+                )
+        until = self._clock.monotonic() + wait
+        breaker = self._breaker(asked) if settings.breaker == "on" else None
+        let = await breaker.begin() if breaker is not None and breaker.state != "closed" else None
+        held: PendingReservation | None = None
+        try:
+            held = await self._admitted(asked, until)
+            if breaker is not None and let is None:
+                let = await breaker.begin()
+        except BaseException:
+            if breaker is not None and let is not None:
+                breaker.end(let, None)
+            if held is not None:
+                self._later(self._settle(held, "nothing"))
+            raise
+        passed = Passed(self, asked, breaker, let, held)
+        self._inside.add(passed)
+        return passed
+
+    async def _admitted(self, asked: Asked, until: float) -> PendingReservation | None:
+        """Pauses, then limits; and pauses that began while it stood in line."""
+        await self._paused(asked, until)
+        if not self.limits:
+            return None
+        pending = self._limiter().reserve(
+            "*", asked.dimensions, asked.cost, timeout=max(until - self._clock.monotonic(), 0.0), lease=_LEASE
+        )
+        held = await pending.__aenter__()
+        if not held.wanted:
+            pending.stop()
+            return None
+        try:
+            await self._paused(asked, until)
+        except BaseException:
+            self._later(self._settle(pending, "nothing"))
+            raise
+        return pending
+
+    async def _paused(self, asked: Asked, until: float) -> None:
+        pauses = self._breakers().pauses
+        for model, key in ((asked.model, asked.key), (asked.model, ""), ("", "")):
+            if pauses.left(asked.where, model, key):
+                await pauses.wait(asked.where, model, key, timeout=max(until - self._clock.monotonic(), _GRACE))
+
+    def _breaker(self, asked: Asked) -> Breaker:
+        found = self._known.get((asked.where, asked.model))
+        if found is None:
+            full = len(self._known) >= _MOST_BREAKERS
+            found = self._breakers().breaker(_named(asked.where if full else f"{asked.where}/{asked.model}"))
+            if not full:
+                self._known[asked.where, asked.model] = found
+        return found
+
+    # afterwards
+    def left(self, passed: "Passed", held: PendingReservation | None, spent: Spent) -> None:
+        self._inside.discard(passed)
+        if held is not None:
+            self._later(self._settle(held, spent))
+
+    def pause(self, asked: Asked, seconds: float) -> None:
+        """For the fleet."""
+        self._later(self._pause(asked, seconds))
+
+    async def _pause(self, asked: Asked, seconds: float) -> None:
+        with suppress(StoreError):  # this process pauses all the same, and tells the others later
+            await self._breakers().pauses.begin(asked.where, asked.model, asked.key, seconds=seconds)
+
+    async def _settle(self, pending: PendingReservation, spent: Spent) -> None:
+        held = pending.stop()
+        if held is None:
+            return
+        pause, until = 0.1, monotonic() + SETTLE_FOR
+        while True:
+            try:
+                await (held.cancel() if spent == "nothing" else held.settle(_of(held, spent)))
+                return
+            except ObservatoryError as error:
+                if not isinstance(error, StoreError) or self._closing or monotonic() + pause > until:
+                    INTERNAL.warning("an LLM call could not be settled, its hold runs out: %s", error.code)
+                    return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            task = asyncio.get_running_loop().create_task(work, name="observatory LLM call")
+        except RuntimeError:  # a stream that was thrown away after its loop had ended
+            work.close()
+            return
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    async def aclose(self) -> None:
+        """Calls that are still under way are settled with their estimates: what they use comes too late to be told."""
+        self._closing = True
+        try:
+            for passed in tuple(self._inside):
+                passed.leave(None, "estimate")
+            if self._working:
+                _, late = await asyncio.wait(self._working, timeout=_CLOSE_WITHIN)
+                for task in late:
+                    task.cancel()
+        finally:
+            self._closing = False
+
+    def forget(self) -> None:
+        """A forked child: what is held is the parent's."""
+        self._inside, self._working = set(), set()
+
+
+class Passed:
+    """A call that was let in."""
+
+    __slots__ = ("_asked", "_breaker", "_gate", "_headed", "_held", "_left", "_let", "_slow")
+
+    def __init__(
+        self, gate: Gate, asked: Asked, breaker: Breaker | None, let: Let | None, held: PendingReservation | None
+    ) -> None:
+        self._gate = gate
+        self._asked = asked
+        self._breaker = breaker
+        self._let = let
+        self._held = held
+        self._headed = self._slow = self._left = False
+
+    def answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """The head is there: a pause that it asks for begins; a probe has found what it was sent for; slow is judged."""
+        if status in _PAUSING and (seconds := replies.wait({name.lower(): value for name, value in headers.items()})):
+            self._gate.pause(self._asked, seconds)
+        self._headed = True
+        breaker, let = self._breaker, self._let
+        if breaker is not None and let is not None:
+            self._slow = breaker.slow(let)
+            if let.token:
+                self._conclude(works(status))
+
+    def leave(self, works: bool | None, spent: Spent) -> None:
+        """It is over. works: what it tells of the provider."""
+        if self._left:
+            return
+        self._left = True
+        if not self._headed and self._breaker is not None and self._let is not None:
+            self._slow = self._breaker.slow(self._let)  # also a cancellation: somebody has waited so long in vain
+        self._conclude(works)
+        self._gate.left(self, self._held, spent)
+
+    def _conclude(self, works: bool | None) -> None:
+        breaker, let, self._let = self._breaker, self._let, None
+        if breaker is not None and let is not None:
+            breaker.end(let, False if self._slow else works)
+
+
+def _of(held: Reservation, spent: Mapping[Unit, Amount] | str) -> Mapping[Unit, Amount] | None:
+    """Of what was used, what is held; None: the estimate."""
+    if isinstance(spent, str):
+        return None
+    return {unit: spent[unit] for unit in {one.shape.unit for one in held.wanted} if unit in spent}
+
+
+def _named(name: str) -> str:
+    """As a breaker may be called."""
+    said = "".join(one if one.isascii() and (one.isalnum() or one in "_./:-") else "_" for one in name[:128])
+    return said if said[:1].isalnum() else f"x{said[:127]}"

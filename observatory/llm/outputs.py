@@ -1,0 +1,31 @@
+"""How many tokens an answer will have, before there is one."""
+
+from typing import Final
+
+_UNKNOWN: Final = 512
+"""Tokens, of a model that has not answered here."""
+_SHARE: Final = 0.1
+"""What the newest answer counts for in the mean."""
+_ABOVE: Final = 1.5
+"""Times the mean: a hold that is too small lets others in who do not fit."""
+_MOST: Final = 1000
+
+
+class Outputs:
+    """Means of this process, by provider and model."""
+
+    def __init__(self) -> None:
+        self._means: dict[tuple[str, str], float] = {}
+
+    def expected(self, provider: str, model: str, most: int | None) -> int:
+        """What to hold. most: what the request allows; that much may come, so it is held."""
+        if most is not None:
+            return most
+        mean = self._means.get((provider, model))
+        return _UNKNOWN if mean is None else int(mean * _ABOVE) + 1
+
+    def learn(self, provider: str, model: str, tokens: int) -> None:
+        mean = self._means.get((provider, model))
+        if mean is None and len(self._means) >= _MOST:
+            self._means.clear()
+        self._means[provider, model] = float(tokens) if mean is None else mean + _SHARE * (tokens - mean)

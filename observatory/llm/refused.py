@@ -1,0 +1,62 @@
+"""Refusals as the provider that was asked would say them: its SDK raises its own errors, and knows whether to come again."""
+
+import math
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from ..errors import BudgetExceeded, CoolingDown, ObservatoryError, RateLimitExceeded
+from .wire import Endpoint
+
+LIMIT: Final = "observatory-limit"
+CODE: Final = "observatory-code"
+CALL: Final = "observatory-call-id"
+_ANTHROPIC: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_OPENAI: Final = {400: "invalid_request_error", 429: "rate_limit_error"}
+
+
+class Refused(NamedTuple):
+    """A response of ours."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Refused:
+    """waited: it has stood in line as long as it was to. Then, and where time alone does not help, an SDK should not come
+    again by itself."""
+    status = 429 if isinstance(error, CoolingDown) else error.status if 400 <= error.status <= 599 else 500
+    headers = [("content-type", "application/json"), (CODE, error.code)]
+    if "limit" in error.context:
+        headers.append((LIMIT, error.context["limit"]))
+    if error.retry_after is not None:
+        after = max(error.retry_after, 0.001)
+        headers += [("retry-after", str(math.ceil(after))), ("retry-after-ms", str(math.ceil(after * 1000)))]
+    if waited or not _passes(error):
+        headers.append(("x-should-retry", "false"))
+    said = str(error)
+    body: dict[str, Any]
+    if endpoint == "messages":
+        body = {"type": "error", "error": {"type": _ANTHROPIC.get(status, "api_error"), "message": said}}
+    else:
+        kind = _OPENAI.get(status, "server_error")
+        body = {"error": {"message": said, "type": kind, "param": None, "code": error.code}}
+    return Refused(status, headers, msgspec.json.encode(body))
+
+
+def _passes(error: ObservatoryError) -> bool:
+    """Whether the same call may be let in in a while, without anybody doing anything."""
+    if isinstance(error, BudgetExceeded):
+        return False
+    if isinstance(error, RateLimitExceeded):
+        return error.retry_after is not None
+    return error.retryable
