@@ -62,6 +62,10 @@ class Machine:
                         one.unlink(missing_ok=True)
             fcntl.flock(sweeping, fcntl.LOCK_UN)
 
+    def forget(self) -> None:
+        """A forked child has a part of its own, from the next sandbox on."""
+        self._lock = threading.Lock()
+
     def namespace(self) -> str:
         """One of its own."""
         return f"{self.run}-{secrets.token_hex(4)}"
@@ -112,6 +116,14 @@ def aged(server: Bare, namespace: str, seconds: float) -> None:
 
 
 MACHINE = Machine()
+
+
+def _after_fork_in_child() -> None:
+    """A thread that was starting the server is not here any more."""
+    MACHINE.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @contextlib.contextmanager
