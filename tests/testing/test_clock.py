@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from observatory import CircuitOpen, InvalidArgument, Limit, Observatory, RateLimitExceeded, ReservationLost
-from observatory.testing import FrozenClock, Sandbox, TimeStandsStill, sandbox
+from observatory.testing import FrozenClock, Sandbox, TimeStandsStill, reply, sandbox
 
 obs = Observatory("their-app")
 obs.rate_limiter.define(
@@ -187,6 +187,62 @@ async def test_without_a_clock_retries_do_not_wait() -> None:
         with pytest.raises(InvalidArgument):
             _ = box.clock
     assert time.monotonic() - began < 9
+
+
+async def test_the_retry_budget_is_of_so_many_seconds_of_the_clock(box: Sandbox) -> None:
+    """Its reserve is spent, and there again when the window has passed."""
+    at_once = obs.retry(attempts=2, wait_initial=0, wait_jitter=0, name="budget", on=ConnectionError)
+
+    async def retried() -> bool:
+        made: list[int] = []
+
+        async def call() -> None:
+            made.append(1)
+            raise ConnectionError
+
+        with pytest.raises(ConnectionError):
+            await at_once.execute(call)
+        return len(made) == 2
+
+    allowed = 0
+    while await retried():
+        allowed += 1
+        assert allowed < 100
+    assert allowed >= 10
+    await asyncio.sleep(0.1)  # a refusal is remembered for 50 ms
+    assert not await retried()
+    box.clock.advance(10)
+    await asyncio.sleep(0.1)
+    assert await retried()
+
+
+async def test_a_slow_answer_is_slow_by_the_clock() -> None:
+    slow = {"breakers": {"slow": {"slow_after": "5s", "consecutive": 1}}}
+    async with sandbox(obs, clock=FrozenClock(), settings=slow) as box:
+        for seconds, state in ((4, "closed"), (6, "open")):
+            calling = asyncio.create_task(obs.breaker("slow").execute(box.clock.sleep, seconds))
+            await stays(calling)
+            box.clock.advance(seconds)
+            await calling
+            await box.settle()
+            assert obs.breaker("slow").state == state
+
+
+async def test_an_llm_call_waits_in_line_by_the_clock() -> None:
+    """And is refused at once where it would take too long."""
+    limits = {"limits": {"calls": {"amount": 1, "per": "10s", "match": "*"}}}
+    patient, hasty = obs.llm.http_client(wait=30), obs.llm.http_client(wait=5)
+    asked = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    async with sandbox(obs, clock=FrozenClock(), settings=limits, provider=reply()) as box:
+        where = "https://api.openai.com/v1/chat/completions"
+        assert (await patient.post(where, json=asked)).status_code == 200
+        assert (await hasty.post(where, json=asked)).status_code == 429
+        waiting = asyncio.create_task(patient.post(where, json=asked))
+        await stays(waiting)
+        box.clock.advance(10)
+        async with asyncio.timeout(5):
+            assert (await waiting).status_code == 200
+        assert [call.status for call in box.calls] == [200, 429, 200]
 
 
 async def failing() -> None:

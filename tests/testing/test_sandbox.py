@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,8 +110,10 @@ async def test_afterwards_it_is_as_it_was(server: Server, monkeypatch: pytest.Mo
         assert own.retry.attempts == 3, "the default; neither environment nor file is read"
         assert own.settings.retry.attempts == 3
         assert [limit.amount for limit in own.rate_limiter.limits() if limit.name == "declared"] == [2]
+    assert own._clock.given is None
     async with own:
         try:
+            assert abs(own._lifetime.now_us() / 1e6 - time.time()) < 3600
             assert (own.settings.redis.url, own.settings.namespace, own.retry.attempts) == (server.url, "theirs", 7)
             assert breaker.terms.consecutive == 9
             assert await own.rate_limiter.check("declared", None, 9)
