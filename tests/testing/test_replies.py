@@ -20,6 +20,7 @@ obs = Observatory("their-app")
 chat: Any = openai.AsyncOpenAI(http_client=obs.llm.http_client(), api_key="sk-1")
 claude: Any = anthropic.AsyncAnthropic(http_client=obs.llm.http_client(), api_key="sk-2")
 fast: Any = groq.AsyncGroq(http_client=obs.llm.http_client("httpx"), api_key="sk-3")
+CLAUDE = "claude-sonnet-5-0"
 TEXT = "The capital of France is Paris."
 ASKED = [{"role": "user", "content": "Capital of France?"}]
 
@@ -116,16 +117,16 @@ async def test_openai_embeddings(box: Sandbox) -> None:
 
 
 async def test_anthropic_messages(box: Sandbox) -> None:
-    said = await claude.messages.create(model="claude-sonnet-5-0", max_tokens=200, messages=ASKED)
+    said = await claude.messages.create(model=CLAUDE, max_tokens=200, messages=ASKED)
     assert (said.content[0].text, said.stop_reason) == (TEXT, "end_turn")
     assert (said.usage.input_tokens, said.usage.output_tokens) == (12, 3)
     assert tokens(box) == ("anthropic", "chat", 12, 3)
-    counted = await claude.messages.count_tokens(model="claude-sonnet-5-0", messages=ASKED)
+    counted = await claude.messages.count_tokens(model=CLAUDE, messages=ASKED)
     assert counted.input_tokens == 12
 
 
 async def test_anthropic_stream_helper(box: Sandbox) -> None:
-    async with claude.messages.stream(model="claude-sonnet-5-0", max_tokens=200, messages=ASKED) as stream:
+    async with claude.messages.stream(model=CLAUDE, max_tokens=200, messages=ASKED) as stream:
         parts = [text async for text in stream.text_stream]
         said = await stream.get_final_message()
     assert "".join(parts) == TEXT
@@ -152,7 +153,7 @@ async def test_errors_are_the_providers_own() -> None:
                 await client.with_options(max_retries=0).chat.completions.create(model="m", messages=ASKED)
             assert replies.status(refused.value) == 429
         with pytest.raises(anthropic.RateLimitError, match="slow down"):
-            await claude.with_options(max_retries=0).messages.create(model="claude-sonnet-5-0", max_tokens=1, messages=ASKED)
+            await claude.with_options(max_retries=0).messages.create(model=CLAUDE, max_tokens=1, messages=ASKED)
         assert {call.status for call in box.calls} == {429}
         assert all(call.error for call in box.calls)
 
@@ -227,8 +228,9 @@ async def test_without_a_provider_the_test_fails_and_no_network_is_touched() -> 
             )
     with pytest.raises(AssertionError, match="no provider answers"):  # noqa: PT012 (raised at its end)
         async with sandbox(obs):
-            with pytest.raises(openai.APIConnectionError):
-                await chat.with_options(max_retries=0).chat.completions.create(model="m", messages=ASKED)
+            with pytest.raises(anthropic.APIConnectionError):
+                await claude.with_options(max_retries=0).messages.create(model=CLAUDE, max_tokens=1, messages=ASKED)
+            await obs.rate_limiter.peek("api")
     with pytest.raises(UnexpectedCall, match=r"GET https://example\.com"):
         async with sandbox(obs):
             await obs.llm.http_client().get("https://example.com")
