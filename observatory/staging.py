@@ -10,6 +10,9 @@ from .llm.collecting import Block
 from .settings import Settings
 from .types import Clock
 
+_PATIENCE = 5.0
+"""Seconds for what calls have used, whose limits may be away."""
+
 
 class Stage(NamedTuple):
     """Who answers requests to providers, who is told of every call, and who of every line of the log."""
@@ -50,6 +53,11 @@ class Staged(Household):
             self._desk.answering, self._desk.everything = None, ()
             self._given, self._fixed = given, fixed
             self._move(before, own)
+
+    async def told(self) -> None:
+        """What breakers have counted here, and what calls have used, is told. StoreUnavailable while the store is away."""
+        await self.breakers.flush()
+        await self._desk.gate.settled(_PATIENCE)
 
     def _move(self, settings: Settings | None, clock: Clock | None) -> None:
         """None: they are loaded when they are next asked for."""

@@ -174,6 +174,12 @@ class Gate:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 
+    async def settled(self, timeout: float) -> None:
+        """What calls that are over have used is told, within so many seconds."""
+        loop = asyncio.get_running_loop()
+        if working := [task for task in self._working if task.get_loop() is loop]:
+            await asyncio.wait(working, timeout=timeout)
+
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             task = asyncio.get_running_loop().create_task(work, name="observatory LLM call")

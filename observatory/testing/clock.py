@@ -58,8 +58,8 @@ class FrozenClock:
         self._due: list[tuple[float, int, _Due]] = []
         self._number = itertools.count()
         self._moved_at = time.monotonic()
-        self.on_advance: Callable[[float], object] = lambda seconds: None
-        """Told how far, before anybody wakes; a sandbox's."""
+        self.listeners: list[Callable[[float], object]] = []
+        """Told how far, before anybody wakes; sandboxes'."""
 
     def advance(self, seconds: float) -> None:
         """In one step; what is due by then wakes, at the new time. InvalidArgument: time goes forward only."""
@@ -67,7 +67,8 @@ class FrozenClock:
             raise InvalidArgument(f"advance takes seconds of at least 0, got {seconds!r:.40}")
         self._us += round(seconds * 1e6)
         self._moved_at = time.monotonic()
-        self.on_advance(seconds)
+        for told in self.listeners:
+            told(seconds)
         now = self.time()
         while self._due and self._due[0][0] <= now:
             heapq.heappop(self._due)[2].happen()

@@ -65,9 +65,12 @@ class Sandbox:
     async def settle(self) -> None:
         """What was counted so far is told, and what the fleet says of breakers and pauses is heard: here, and in the other
         processes of this sandbox. StoreUnavailable while the store is away."""
-        for tell in (_told, _heard):
-            for one in (self.obs, *self._replicas):
-                await tell(one)
+        everybody = (self.obs, *self._replicas)
+        for one in everybody:
+            await one.told()
+            await one.flush()
+        for one in everybody:
+            await one.breakers.look()
 
     async def total(self, metric: Metric | str, **labels: str) -> float:
         """What the fleet has counted since the sandbox began; flushed first. 0.0 where nothing was."""
@@ -173,15 +176,6 @@ def _patient(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "redis": {**_PATIENCE, **redis}} if isinstance(redis, Mapping) else settings
 
 
-async def _told(one: Observatory) -> None:
-    await one.breakers.flush()
-    await one.flush()
-
-
-async def _heard(one: Observatory) -> None:
-    await one.breakers.look()
-
-
 async def _through(work: Callable[[], Awaitable[T]]) -> None:
     """To its end, also when the caller is cancelled meanwhile, who hears of it afterwards."""
     task = asyncio.ensure_future(work())
@@ -221,12 +215,8 @@ def _advancing(box: Sandbox, socket: Path) -> Callable[[], None]:
         for one in (box.obs, *box._replicas):  # noqa: SLF001
             one.caches.drop()
 
-    before, clock.on_advance = clock.on_advance, older
-
-    def over() -> None:
-        clock.on_advance = before
-
-    return over
+    clock.listeners.append(older)
+    return lambda: clock.listeners.remove(older)
 
 
 class _Hears(logging.Handler):

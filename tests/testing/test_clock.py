@@ -245,6 +245,32 @@ async def test_an_llm_call_waits_in_line_by_the_clock() -> None:
         assert [call.status for call in box.calls] == [200, 429, 200]
 
 
+async def test_one_clock_for_two_observatories() -> None:
+    other = Observatory("another")
+    theirs = other.cache(str, name="answers", ttl=60)
+    clock = FrozenClock()
+    async with sandbox(obs, clock=clock):
+        async with sandbox(other, clock=clock):
+            for cache in (answers, theirs):
+                await cache.set("question", "answer")
+            clock.advance(61)
+            for cache in (answers, theirs):
+                assert await cache.get("question") is None
+        await answers.set("question", "answer")
+        clock.advance(61)
+        assert await answers.get("question") is None
+    assert not clock.listeners
+
+
+async def test_what_a_call_has_used_is_settled_when_it_is_asked_for() -> None:
+    limits = {"limits": {"tokens": {"amount": 1000, "per": "1h", "unit": "tokens", "match": "*"}}}
+    asked = {"model": "m", "max_tokens": 500, "messages": [{"role": "user", "content": "x"}]}
+    async with sandbox(obs, clock=FrozenClock(), settings=limits, provider=reply(input_tokens=12, output_tokens=3)) as box:
+        await obs.llm.http_client().post("https://api.openai.com/v1/chat/completions", json=asked)
+        await box.settle()
+        assert (await obs.rate_limiter.peek("tokens")).remaining == 985
+
+
 async def failing() -> None:
     raise ConnectionError("refused")
 
