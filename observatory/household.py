@@ -171,7 +171,7 @@ class Household:
             prices=lambda: self._prices,
             now_us=self._lifetime.now_us,
             gate=Gate(lambda: self.rate_limiter, lambda: self.breakers, lambda: self.settings.llm, self._clock),
-            retries=Retries(lambda: self.retry_budget),
+            retries=Retries(lambda: self.retry_budget, lambda: self.metrics),
             captures=lambda: self.settings.llm.capture_content == "on",
         )
 

@@ -1,7 +1,8 @@
 """A household on a stage: the same rooms with other settings, another clock, and nobody's network, for observatory.testing."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from . import otlp
@@ -57,7 +58,9 @@ class Staged(Household):
     async def told(self) -> None:
         """What breakers have counted here, and what calls have used, is told. StoreUnavailable while the store is away."""
         await self.breakers.flush()
-        await self._desk.gate.settled(_PATIENCE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._desk.gate.settled()
 
     def _move(self, settings: Settings | None, clock: Clock | None) -> None:
         """None: they are loaded when they are next asked for."""

@@ -83,15 +83,18 @@ class Gate:
         """Whether any limit may apply to a call: else nobody asks for an estimate."""
         return self._limiter().any_match
 
+    def missing(self, dimensions: Mapping[str, str]) -> str | None:
+        """A dimension without which no call is let in."""
+        return next((name for name in self._settings().require if name not in dimensions), None)
+
     async def enter(self, asked: Asked, wait: float) -> "Passed":
         """InvalidArgument: a dimension is missing. CoolingDown, CircuitOpen, RateLimitExceeded: not now. StoreUnavailable: a
         limit that counts on the store, which is away. wait: seconds, for pauses and lines together."""
         settings = self._settings()
-        for name in settings.require:
-            if name not in asked.dimensions:
-                raise InvalidArgument(
-                    f"LLM calls must say their {name}", remedy=f'obs.bind({name}="…"), or leave it out of [llm] require'
-                )
+        if (missing := self.missing(asked.dimensions)) is not None:
+            raise InvalidArgument(
+                f"LLM calls must say their {missing}", remedy=f'obs.bind({missing}="…"), or leave it out of [llm] require'
+            )
         until = self._clock.monotonic() + wait
         breaker = self._breaker(asked) if settings.breaker == "on" else None
         let = await breaker.begin() if breaker is not None and breaker.state != "closed" else None
@@ -174,12 +177,6 @@ class Gate:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 
-    async def settled(self, timeout: float) -> None:
-        """What calls that are over have used is told, within so many seconds."""
-        loop = asyncio.get_running_loop()
-        if working := [task for task in self._working if task.get_loop() is loop]:
-            await asyncio.wait(working, timeout=timeout)
-
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             task = asyncio.get_running_loop().create_task(work, name="observatory LLM call")
@@ -188,6 +185,11 @@ class Gate:
             return
         self._working.add(task)
         task.add_done_callback(self._working.discard)
+
+    async def settled(self) -> None:
+        """What was to be settled when it was called is settled, or given up."""
+        if self._working:
+            await asyncio.wait(tuple(self._working))
 
     async def aclose(self) -> None:
         """Calls that are still under way are settled with their estimates: what they use comes too late to be told."""

@@ -11,6 +11,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
+from .. import dimensions
 from ..errors import ConfigurationError, InvalidArgument, ObservatoryError, RetryBudgetExceeded
 from ..names import HTTP_SECONDS
 from ..types import Dimensions
@@ -138,10 +139,12 @@ class GuardedTransport:
             call = self._way.recognise(self._lib, request)
         if call is None:
             return await self._plain(request)
+        answers = self._way.answers
         try:
-            if self._way.answers is None:
+            # Who would not be let in gets nothing out of the cache either.
+            if answers is None or self._desk.gate.missing({**dimensions.current(), **self._way.dimensions}) is not None:
                 return await self._made(call, request)
-            return await self._kept(call, request, self._way.answers())
+            return await self._kept(call, request, answers())
         except NotMade as instead:
             return instead.response
 

@@ -165,8 +165,11 @@ class Breakers:
         if urgent is None:
             return
         if not urgent.is_set():
-            await asyncio.wait({waiting := asyncio.ensure_future(urgent.wait())}, timeout=REPORT_EVERY)
-            waiting.cancel()
+            waiting = asyncio.ensure_future(urgent.wait())
+            try:
+                await asyncio.wait({waiting}, timeout=REPORT_EVERY)
+            finally:  # also when this job ends: nobody else would
+                waiting.cancel()
         urgent.clear()
         with contextlib.suppress(StoreError):  # others say so: each breaker has gone on by itself
             await self.flush()

@@ -139,20 +139,21 @@ class RateLimiter:
         lease: float = 60.0,
         id: str | None = None,  # noqa: A002 (the word for it)
     ) -> PendingReservation:
-        """Hold an estimate, settle the truth. The only way to use slots. Refused: RateLimitExceeded.
+        """Hold an estimate, settle the truth. The only way to use slots. Refused: RateLimitExceeded; paused: CoolingDown.
 
         An estimate above the capacity is held as the capacity. timeout: seconds in line. lease: seconds after which the hold of
         an owner who fell silent comes back. id: asking again under it takes nothing more.
         """
 
         async def hold() -> Reservation:
-            patience, seconds, name = units.timeout(timeout), checked_lease(lease), new_id(id)
+            seconds, name = checked_lease(lease), new_id(id)
             wanted = wants.binding(self._wanted(limit, identity, cost, hold=True))
             if seconds > SLOT_LEASE and any(one.shape.kind == "c" for one in wanted):
                 raise InvalidArgument(
                     f"lease must be at most {SLOT_LEASE:g} seconds where slots are held, got {lease:g}",
                     remedy="async with reserve(...) renews it while it is open; or call renew()",
                 )
+            patience = await self._waiting.paused(wants.given(identity), units.timeout(timeout))
             return await self._reserve(wanted, patience, seconds, name, limit)
 
         return PendingReservation(hold, self._desk.clock)
@@ -171,11 +172,10 @@ class RateLimiter:
 
     async def reset(self, limit: str | Limit, identity: Identity | None = None) -> None:
         """Forget what was taken: of an identity, of the limit's one bucket. Open holds are forgotten with it."""
-        policy = self._policies.find(limit)
-        store = self._desk.store()
+        policy, store = self._policies.find(limit), self._desk.store()
         key = store.keys.bucket(policy.limit.name, wants.bucket(policy.limit, wants.given(identity)), policy.form)
-        beside = [f"{key}:{suffix}" for suffix in ("holds", "deadlines", "reaped", "line", "owners")]
-        await store.command("UNLINK", key, *beside)
+        beside = ("holds", "deadlines", "reaped", "line", "owners")
+        await store.command("UNLINK", key, *[f"{key}:{suffix}" for suffix in beside])
         self._judge.memory.forget(key)
 
     def reservation(self, id: str) -> Reservation:  # noqa: A002
