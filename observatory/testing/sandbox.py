@@ -159,13 +159,17 @@ async def _place(obs: Observatory, given: Settings) -> AsyncIterator[tuple[Path,
     name = obs.given_name or given.service_name
     placed = given.replace(service_name=name, redis_url=f"unix://{between.path}", namespace=namespace)
     leaks: list[str] = []
+
+    async def ended() -> None:
+        await between.down()
+        await asyncio.to_thread(_removed, socket, namespace)
+
     try:
         await _through(between.up)
         yield socket, placed, between
         leaks = await asyncio.to_thread(_leaked, socket, namespace)
     finally:
-        await _through(between.down)
-        await _through(lambda: asyncio.to_thread(_removed, socket, namespace))
+        await _through(ended)  # in one: a cancellation in its middle must not keep the rest from being done
     if leaks:
         raise LeakedKeys(f"keys without a TTL: {', '.join(leaks)}", remedy="Give each an end: EX, PX or EXPIRE")
 
