@@ -18,6 +18,9 @@ class _End(asyncio.Protocol):
         if not isinstance(transport, asyncio.Transport):
             raise TypeError("a stream was expected")
         self.transport = transport
+        if not self._between.is_up:  # it was accepted in the moment of the end
+            transport.abort()
+            return
         self._between.ends.add(self)
         if self.other is None:
             self._between.join(self)
@@ -62,6 +65,10 @@ class Between:
         self._joining: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
 
+    @property
+    def is_up(self) -> bool:
+        return self._listener is not None
+
     async def up(self) -> None:
         if self._listener is None:
             self._listener = await asyncio.get_running_loop().create_unix_server(lambda: _End(self), self.path)
@@ -69,10 +76,13 @@ class Between:
     async def down(self) -> None:
         """Every connection breaks now, and no other is made."""
         listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
+        for _ in range(5):
+            # Who is being accepted gets that far, and goes: asyncio forgets the socket of one whose listener is closed meanwhile.
+            await asyncio.sleep(0)
+        if listener is not None:
+            listener.close()
         for task in self._joining:
             task.cancel()
         for end in list(self.ends):
