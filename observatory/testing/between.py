@@ -79,7 +79,7 @@ class Between:
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
         for _ in range(5):
-            # Who is being accepted gets that far, and goes: asyncio forgets the socket of one whose listener is closed meanwhile.
+            # Who is being accepted gets that far, and goes: asyncio forgets the socket of one whose listener closes meanwhile.
             await asyncio.sleep(0)
         if listener is not None:
             listener.close()
