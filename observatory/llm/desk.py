@@ -1,6 +1,6 @@
 """What the calls of a process have in common: where they are written down, who lets them in, what answers are expected."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -9,6 +9,7 @@ from ..logs import INTERNAL
 from ..names import Metric
 from ..tracing import Tracing
 from .call import Calls, Spreading
+from .collecting import Blocks
 from .gate import Gate
 from .outputs import Outputs
 from .prices import Prices
@@ -51,6 +52,10 @@ class Desk:
         self.outputs = Outputs()
         self._gaps: dict[tuple[str, str], Spreading] = {}
         self._open: Any = None
+        self.everything: Blocks = ()
+        """Where every call is told, whoever asks."""
+        self.answering: Callable[[Any], Awaitable[Any]] | None = None
+        """Who answers requests in place of the network; None: the network does."""
 
     def gaps(self, provider: str, model: str) -> Spreading:
         """The times between tokens of one model."""

@@ -93,7 +93,7 @@ class Exchange:
         if call.key:
             known.setdefault("key", call.key)
         self.known: Mapping[str, str] = known
-        self.around = blocks()
+        self.around = (*blocks(), *desk.everything)
         self._reader: Reader | None = None
         self._done = False
         self.span: Span | None = None

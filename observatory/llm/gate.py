@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple
 
 from .. import replies
-from ..clock import monotonic
+from ..clock import RoomClock, monotonic
 from ..errors import InvalidArgument, ObservatoryError, StoreError
 from ..features.breaker import Breaker, Breakers
 from ..features.breaker.breaker import Let
@@ -58,8 +58,13 @@ class Gate:
     """Of one process. Rooms are asked for when they are needed."""
 
     def __init__(
-        self, limiter: Callable[[], RateLimiter], breakers: Callable[[], Breakers], settings: Callable[[], LlmSettings]
+        self,
+        limiter: Callable[[], RateLimiter],
+        breakers: Callable[[], Breakers],
+        settings: Callable[[], LlmSettings],
+        clock: RoomClock,
     ) -> None:
+        self._clock = clock
         self._limiter = limiter
         self._breakers = breakers
         self._settings = settings
@@ -90,7 +95,7 @@ class Gate:
             raise InvalidArgument(
                 f"LLM calls must say their {missing}", remedy=f'obs.bind({missing}="…"), or leave it out of [llm] require'
             )
-        until = monotonic() + wait
+        until = self._clock.monotonic() + wait
         breaker = self._breaker(asked) if settings.breaker == "on" else None
         let = await breaker.begin() if breaker is not None and breaker.state != "closed" else None
         held: PendingReservation | None = None
@@ -114,7 +119,7 @@ class Gate:
         if not self.limits:
             return None
         pending = self._limiter().reserve(
-            "*", asked.dimensions, asked.cost, timeout=max(until - monotonic(), 0.0), lease=_LEASE
+            "*", asked.dimensions, asked.cost, timeout=max(until - self._clock.monotonic(), 0.0), lease=_LEASE
         )
         held = await pending.__aenter__()
         if not held.wanted:
@@ -131,7 +136,7 @@ class Gate:
         pauses = self._breakers().pauses
         for model, key in ((asked.model, asked.key), (asked.model, ""), ("", "")):
             if pauses.left(asked.where, model, key):
-                await pauses.wait(asked.where, model, key, timeout=max(until - monotonic(), _GRACE))
+                await pauses.wait(asked.where, model, key, timeout=max(until - self._clock.monotonic(), _GRACE))
 
     def _breaker(self, asked: Asked) -> Breaker:
         found = self._known.get((asked.where, asked.model))

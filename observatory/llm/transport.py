@@ -196,7 +196,7 @@ class GuardedTransport:
                 said = refused(error, endpoint, waited=wait > 0)
                 exchange.refused(error, said.status)
                 raise NotMade(self._response(said)) from error
-            response = await self.inner.handle_async_request(request)
+            response = await (self._desk.answering or self.inner.handle_async_request)(request)
         status = response.status_code
         if 300 <= status < 400:
             exchange.moved(status)
@@ -229,7 +229,7 @@ class GuardedTransport:
         said = {"http.request.method": method, "server.address": host, "url.path": request.url.path}
         with self._desk.tracing().span(method, said, kind="client") as span:
             began = perf_counter()
-            response = await self.inner.handle_async_request(request)
+            response = await (self._desk.answering or self.inner.handle_async_request)(request)
             with quietly:
                 labels = {"host": host[:200], "method": method[:16], "status": str(response.status_code)}
                 self._desk.metrics().histogram(HTTP_SECONDS).bind(**labels).record(perf_counter() - began)

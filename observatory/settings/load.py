@@ -13,7 +13,7 @@ from .. import names, units
 from ..errors import ConfigurationError, InvalidArgument
 from ..redaction import compiled
 from .named import BreakerSettings, LimitSettings
-from .prices import Price, prices
+from .prices import prices
 from .table import SECTIONS, TABLE, Everything, bounds, value_of
 from .webhooks import webhooks
 
@@ -31,22 +31,26 @@ class Settings(Everything, frozen=True):
         (redis_url=…); None means not given. Raises ConfigurationError.
         """
         environ = os.environ if environ is None else environ
-        found: dict[str, Any] = {}
-        sources: dict[str, str] = {}
-        limits: dict[str, LimitSettings] = {}
-        breakers: dict[str, BreakerSettings] = {}
-        priced: dict[str, tuple[Price, ...]] = {}
         path: str | None = (
             file or environ.get("OBSERVATORY_CONFIG") or ("observatory.toml" if Path("observatory.toml").is_file() else None)
         )
-        if path is not None:
-            layer = Path(path).name
-            document = _read(path)
-            limits = _tables(document.pop("limits", {}), layer, "limits", LimitSettings, names.limit_name)
-            breakers = _tables(document.pop("breakers", {}), layer, "breakers", BreakerSettings, names.breaker_name)
-            priced = prices(document.pop("prices", {}), layer)
-            for key, value in _flat(document, layer):
-                found[key], sources[key] = _parse(key, value, layer), layer
+        document, layer = ({}, "") if path is None else (_read(path), Path(path).name)
+        return cls._layered(document, layer, environ, values)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], **values: Any) -> "Settings":
+        """defaults < document < values. document: what a file would say; no file is read, and no environment."""
+        return cls._layered(dict(document), "settings", {}, values)
+
+    @staticmethod
+    def _layered(document: dict[str, Any], layer: str, environ: Mapping[str, str], values: Mapping[str, Any]) -> "Settings":
+        found: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        limits = _tables(document.pop("limits", {}), layer, "limits", LimitSettings, names.limit_name)
+        breakers = _tables(document.pop("breakers", {}), layer, "breakers", BreakerSettings, names.breaker_name)
+        priced = prices(document.pop("prices", {}), layer)
+        for key, value in _flat(document, layer):
+            found[key], sources[key] = _parse(key, value, layer), layer
         warnings: list[str] = []
         for key, name, value in _environment(environ, warnings):
             found[key], sources[key] = _parse(key, value, name), "environment"

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
+from ...clock import RoomClock
 from ...errors import ReservationLost, StoreUnavailable
 from ...names import WAIT_SECONDS, Metric
 from ...notes import note
-from ...types import Clock
 from . import wanted as wants
 from .across import Across
 from .decision import Decision, together, verdict
@@ -26,7 +26,7 @@ class Judge:
     def __init__(
         self,
         desk: Desk,
-        clock: Clock,
+        clock: RoomClock,
         metrics: Recording,
         policies: Policies,
         instances: Callable[[], int],
@@ -38,7 +38,7 @@ class Judge:
         self._policies = policies
         self.across = Across(desk)
         self.memory = Memory()
-        self.fallback = Fallback(instances, lambda: desk.heard_at)
+        self.fallback = Fallback(instances, lambda: desk.heard_at, clock)
         self.lending = Lending(desk, clock, policies)
         self._notices = Notices(desk.store, metrics, alerts)
         self._merging: set[asyncio.Task[None]] = set()
@@ -175,6 +175,11 @@ class Judge:
         """In a forked child: loans are the parent's."""
         self.lending.forget()
         self.memory.clear()
+
+    def afresh(self) -> None:
+        """Another store, another clock: nothing was heard of this one, and nothing is owed to it."""
+        self._desk.afresh()
+        self.fallback.forget()
 
 
 def _overridden(one: Wanted, *, allowed: bool) -> Decision:

@@ -5,12 +5,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ... import units
+from ...clock import RoomClock
 from ...errors import InvalidArgument
 from ...names import RESERVATIONS_REAPED
 from ...notes import note
 from ...settings import LimitSettings
 from ...store.store import Store
-from ...types import Clock, Dimensions, Identity, Unit
+from ...types import Dimensions, Identity, Unit
 from . import wanted as wants
 from .decision import Decision
 from .desk import Desk, Part
@@ -40,7 +41,7 @@ class RateLimiter:
     def __init__(
         self,
         store: Callable[[], Store],
-        clock: Clock,
+        clock: RoomClock,
         metrics: Recording,
         settings: Mapping[str, LimitSettings],
         *,
@@ -74,6 +75,11 @@ class RateLimiter:
         """What "*" means for these dimensions. Local and pure; `observatory rate-limiter explain` prints it."""
         given = wants.known(wants.given(dimensions))
         return tuple(policy.limit for policy in self._policies.match(given, units))
+
+    @property
+    def declared(self) -> tuple[Limit, ...]:
+        """As code has them."""
+        return self._policies.declared
 
     @property
     def any_match(self) -> bool:
@@ -151,7 +157,7 @@ class RateLimiter:
             patience = await self._waiting.paused(wants.given(identity), units.timeout(timeout))
             return await self._reserve(wanted, patience, seconds, name, limit)
 
-        return PendingReservation(hold)
+        return PendingReservation(hold, self._desk.clock)
 
     def requires(self, limit: LimitRef, cost: Cost = 1, *, timeout: float | None = 0.0) -> Callable[[], Awaitable[Decision]]:
         """A zero-argument check-or-raise on the bound dimensions: FastAPI's Depends(obs.rate_limiter.requires("chat"))."""
@@ -204,9 +210,7 @@ class RateLimiter:
         if isinstance(limit, str) and limit == "*":
             matched, who = True, wants.known(who)
             brought = {"requests", "slots", *cost} if isinstance(cost, Mapping) else {"requests"}
-            policies = self._policies.match(who, brought)
-            if not hold:
-                policies = [policy for policy in policies if policy.shape.kind != "c"]
+            policies = [policy for policy in self._policies.match(who, brought) if hold or policy.shape.kind != "c"]
         elif isinstance(limit, str | Limit):
             policies = [self._policies.find(limit)]
             if isinstance(cost, Mapping):
@@ -219,16 +223,7 @@ class RateLimiter:
                 wants.check_costs([policy.limit for policy in policies], cost)
         else:
             raise InvalidArgument(f"limit must be a name, a Limit, several of them, or '*', got {limit!r:.80}")
-        found = []
-        for policy in policies:
-            if policy.shape.kind == "c" and not hold and not look:
-                raise InvalidArgument(
-                    f"limit {policy.limit.name} counts slots, which are held: use reserve", remedy="async with reserve(...)"
-                )
-            bucket = wants.bucket(policy.limit, who, matched=matched)
-            one = wants.want(keys, policy, bucket, wants.cost_of(policy.limit, cost), clamp=hold)
-            found.append(one._replace(fair=wants.fair(policy.limit, who)) if policy.limit.fair_by else one)
-        return found
+        return wants.each(keys, policies, who, cost, matched=matched, hold=hold, look=look)
 
     # holding
     async def _reserve(
@@ -318,3 +313,8 @@ class RateLimiter:
         self._desk.forget()
         self._judge.forget()
         self._lines.forget()
+
+    def afresh(self) -> None:
+        """Another store, another clock: nothing is known of either."""
+        self.forget()
+        self._judge.afresh()
