@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ..clock import RoomClock
 from ..errors import ObservatoryError, StoreUnavailable
 from ..features.metrics.read import hash_pages
 from ..features.rate_limiter import Limit
@@ -17,7 +18,6 @@ from ..features.rate_limiter.limit import Policy, dimensions_of
 from ..features.rate_limiter.shape import Shape
 from ..keys import Key
 from ..store.store import Store
-from ..types import Clock
 from ..units import amount, moment
 
 AT_ONCE = 100
@@ -60,7 +60,7 @@ class _One(NamedTuple):
     """Told also while nothing is charged: the limit's one bucket, and who has an override."""
 
 
-async def budgets(store: Store, clock: Clock, limits: Iterable[Limit]) -> tuple[Budget, ...]:
+async def budgets(store: Store, clock: RoomClock, limits: Iterable[Limit]) -> tuple[Budget, ...]:
     """See Costs.budgets."""
     told = await charged(store)
     known = {**told.limits, **{limit.name: limit for limit in limits}}

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
+from ..clock import RoomClock
 from ..features.metrics.query import quantile
 from ..features.rate_limiter import Limit
 from ..llm import Prices
 from ..names import OVERFLOW
 from ..store.store import Store
-from ..types import Clock, Moment
+from ..types import Moment
 from ..units import amount, moment
 from .asking import OWN, Numbers, Where, ask, span_of
 from .budgets import Budget, budgets
@@ -26,7 +27,7 @@ class Costs:
     def __init__(
         self,
         store: Callable[[], Store],
-        clock: Clock,
+        clock: RoomClock,
         *,
         dimensions: Callable[[], Sequence[str]],
         limits: Callable[[], Sequence[Limit]],
