@@ -114,7 +114,9 @@ class Fallback:
     def _credential(self, asked: Recognised, said: frozenset[str]) -> tuple[str, str]:
         if asked.provider == "azure.ai.openai":
             return "api-key", self.api_key
-        if asked.endpoint == "messages" and (asked.provider == "anthropic" or "authorization" not in said):
+        if asked.endpoint == "messages" and (
+            "x-api-key" in said or "authorization" not in said
+        ):  # some SDKs say it so, some so
             return "x-api-key", self.api_key
         return "authorization", f"Bearer {self.api_key}"
 

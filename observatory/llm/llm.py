@@ -90,7 +90,7 @@ class LLM:
         """A client for any SDK's http_client=. httpx2: openai 3, anthropic 2, mistralai 3. httpx: groq 1, and older majors.
 
         wait: seconds that a call may stand in line before it is refused; None: as `llm.wait` says. cache: answers are kept for
-        the fleet; True: by AnswerCache's defaults. fallbacks: who is asked instead, in this order, where a call is not let in or
+        the fleet; True: by AnswerCache's defaults. fallbacks: who is asked instead, in order, where a call is not let in or
         fails before its answer begins. hedge_after: seconds without an answer, after which it is sent once more, out of the
         fleet's retry budget; the first answer wins. provider: who answers, where the address does not say (a gateway of
         yours, vLLM). tokenizer: counts what a provider does not say. dimensions: of all calls, beside what is bound. options:
