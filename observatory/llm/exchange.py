@@ -166,6 +166,11 @@ class Exchange:
             self._reader = None
             INTERNAL.warning("the answer of an LLM call could not be read: %s", type(error).__name__, exc_info=True)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an answer has."""
+        return self.status is not None and self.status < 400
+
     # how it ends
     def moved(self, status: int) -> None:
         """It is to be asked elsewhere: the call is the one that is made there."""

@@ -72,6 +72,10 @@ class _Inside(Exchange):
     def over(self) -> bool:
         return self._done
 
+    @property
+    def begun(self) -> bool:
+        return self.begun_at is not None
+
     def begins(self) -> None:
         """The first token: what is slow has been slow by now, and a probe has found what it was sent for."""
         self.begun_at = monotonic()

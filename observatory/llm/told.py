@@ -52,6 +52,9 @@ class Subject(Protocol):
     span: Span | None
     around: Blocks
 
+    @property
+    def begun(self) -> bool: ...
+
 
 class Ended(NamedTuple):
     """How. latency: seconds."""
@@ -67,7 +70,7 @@ def tell(call: Subject, ended: Ended) -> None:
     """Once."""
     reading, why, span = ended.reading, ended.why, call.span
     # Who stops listening to an answer has had no failure.
-    stopped = why == OUTRUN or (why == "cancelled" and call.status is not None and call.status < 400)
+    stopped = why == OUTRUN or (why == "cancelled" and call.begun)
     record = Record(
         call.provider,
         call.model,

@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 
-from observatory import Limit, Observatory, Settings
+from observatory import Limit, Observatory, Price, Settings
 from tests.llm import tried
 from tests.llm.observed import Spans, closing
 from tests.llm.replay import Answer, Provider, Request
@@ -137,7 +137,7 @@ async def test_a_budget_that_binds_both_refuses_both(obs: Observatory, three: Th
         assert caught.value.response.headers["observatory-limit"] == "team"
         assert caught.value.response.headers["x-should-retry"] == "false"
         assert [(call.provider, call.refused_by) for call in calls] == [("first", "team"), ("second", "team")]
-        obs.llm.prices.set("second/m-cheap", tried.Price(input=0))
+        obs.llm.prices.set("second/m-cheap", Price(input=0))
         options = [fallback(second, model="m-cheap")]
         async with closing(cheap := sdk(obs, first, fallbacks=options)):
             with obs.bound(team="search"), obs.llm.collect() as calls:
@@ -159,9 +159,9 @@ async def test_what_is_handed_on_when_all_fail(obs: Observatory, three: Three) -
         assert caught.value.code == "third_fails"
         obs.rate_limiter.define(Limit("none", 1, per="month", match={"provider": "third"}))
         await obs.rate_limiter.check("none")
-        with obs.llm.collect() as calls, pytest.raises(openai.APIStatusError) as caught:
+        with obs.llm.collect() as calls, pytest.raises(openai.APIStatusError) as again:
             await asked(client)
-        assert (caught.value.status_code, caught.value.code) == (503, "first_fails"), "the second has asked for a pause"
+        assert (again.value.status_code, again.value.code) == (503, "first_fails"), "the second has asked for a pause"
         assert {call.provider: call.refused_by for call in calls} == {"first": None, "second": "cooling_down", "third": "none"}
         first.before = lambda _: (_ for _ in ()).throw(ConnectionError)
         with pytest.raises(openai.APIConnectionError):
@@ -187,7 +187,7 @@ async def test_the_sdks_retries_stay_within_the_fleets_budget(obs: Observatory, 
 async def test_a_stream_falls_back_by_its_head_alone(obs: Observatory, three: Three, library: Any) -> None:
     """After the first byte there is no other: what breaks then is broken."""
     first, second, _ = three
-    options = {"fallbacks": [fallback(second)], "provider": "first", "trust_env": False, "base_url": f"{first.url}/v1"}
+    options: Any = {"fallbacks": [fallback(second)], "provider": "first", "trust_env": False, "base_url": f"{first.url}/v1"}
     question = {"model": "m-1", "stream": True, "messages": []}
     async with obs.llm.http_client(library, **options) as client:
         first.says = lambda _: error(503)

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from observatory import Fallback, Limit, Observatory, Price
+from observatory.clock import monotonic
 from observatory.features.rate_limiter.ledger import reservations
 from tests.llm.replay import Answer, Provider, provider
 
@@ -111,10 +112,10 @@ def error(status: int, code: str = "broken", **headers: str) -> Answer:
 
 
 async def until(fact: Callable[[], object], what: str) -> None:
-    async with asyncio.timeout(20):
-        while not fact():
-            await asyncio.sleep(0.005)
-    assert fact(), what
+    deadline = monotonic() + 20
+    while not fact():
+        assert monotonic() < deadline, f"still not: {what}"
+        await asyncio.sleep(0.005)
 
 
 async def used(obs: Observatory, name: str) -> tuple[int, int, Decimal]:
