@@ -19,11 +19,12 @@ LIBRARIES: dict[str, Any] = {"httpx2": httpx2, "httpx": httpx}
 
 
 def sent(
-    one: Fallback, *, url: str = FIRST, body: bytes = BODY, library: str = "httpx2", **headers: str
+    one: Fallback, given: dict[str, str] | None = None, *, url: str = FIRST, library: str = "httpx2"
 ) -> tuple[Any, dict[str, str]]:
     """The recognised call and the request, with its headers as they would be on the wire."""
     lib = LIBRARIES[library]
-    said = {name.replace("_", "-"): value for name, value in headers.items()} or {"authorization": f"Bearer {KEY}"}
+    body = BODY
+    said = {name.replace("_", "-"): value for name, value in (given or {"authorization": f"Bearer {KEY}"}).items()}
     first = lib.Request("POST", url, headers=said, content=body, extensions={"timeout": {"read": 7}, "sni_hostname": "a"})
     call = recognise("POST", url, said.items(), lambda: body)
     assert call is not None
@@ -93,7 +94,7 @@ def test_the_key_is_replaced(base: str, given: dict[str, str], name: str) -> Non
     }
     kept = {"openai_beta": "x", "x_stainless_lang": "python", "content_type": "application/json", "user_agent": "me"}
     one = Fallback(base_url=base, api_key=OTHER)
-    (asked, _), headers = sent(one, **given, **secrets, **kept)
+    (asked, _), headers = sent(one, {**given, **secrets, **kept})
     assert headers[name] in (OTHER, f"Bearer {OTHER}")
     own = {"host", "content-length", name}
     assert headers.keys() == {one.replace("_", "-") for one in kept} | own
@@ -104,17 +105,17 @@ def test_the_key_is_replaced(base: str, given: dict[str, str], name: str) -> Non
 def test_messages_have_the_key_where_it_was() -> None:
     url = "https://api.anthropic.com/v1/messages"
     one = Fallback(base_url="https://h", api_key=OTHER)
-    assert sent(one, url=url, x_api_key=KEY)[1]["x-api-key"] == OTHER
-    assert sent(one, url=url, authorization=f"Bearer {KEY}")[1]["authorization"] == f"Bearer {OTHER}"
+    assert sent(one, {"x_api_key": KEY}, url=url)[1]["x-api-key"] == OTHER
+    assert sent(one, url=url)[1]["authorization"] == f"Bearer {OTHER}"
 
 
 def test_at_the_same_address() -> None:
     """Another key has other organisations; the same key has them, with another model."""
     given = {"authorization": f"Bearer {KEY}", "openai_organization": "o", "cookie": "a=b", "x_mine": "1"}
-    headers = sent(Fallback(base_url="https://api.openai.com/v1", api_key=OTHER), **given)[1]
+    headers = sent(Fallback(base_url="https://api.openai.com/v1", api_key=OTHER), given)[1]
     assert {"openai-organization", "cookie"}.isdisjoint(headers)
     assert headers["x-mine"] == "1"
-    headers = sent(Fallback(base_url="https://api.openai.com/v1", api_key=KEY, model="m"), **given)[1]
+    headers = sent(Fallback(base_url="https://api.openai.com/v1", api_key=KEY, model="m"), given)[1]
     assert (headers["openai-organization"], headers["authorization"]) == ("o", f"Bearer {KEY}")
 
 
@@ -188,7 +189,7 @@ def test_it_is_frozen_and_says_no_key() -> None:
 async def test_what_clients_refuse(obs: Observatory) -> None:
     for wrong in ({"fallbacks": "a"}, {"fallbacks": [1]}, {"fallbacks": 3}, {"hedge_after": -1}, {"hedge_after": "x"}):
         with pytest.raises(InvalidArgument):
-            obs.llm.http_client(**wrong)  # type: ignore[call-overload]
+            obs.llm.http_client(**wrong)
     one = Fallback(base_url="https://h/v1", api_key=OTHER)
     with pytest.raises(InvalidArgument):
         obs.llm.http_client(fallbacks=[one] * 17)

@@ -188,7 +188,8 @@ async def test_both_at_once(obs: Observatory, three: Three) -> None:
     numbers = random.Random(7)
 
     async def slowly(_: Request) -> None:
-        await asyncio.sleep(numbers.random() / 20)
+        await until(lambda: second.requests, "a hedge")
+        await asyncio.sleep(numbers.random() / 50)
 
     first.before = second.before = slowly
     async with closing(client := sdk(obs, first, hedge_after=0.005, fallbacks=[fallback(second)])):
