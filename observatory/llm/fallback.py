@@ -62,15 +62,12 @@ class Fallback:
                 raise InvalidArgument(f"when of a Fallback must be statuses from 400 to 599, got {units.shown(status)}")
 
     @property
-    def host(self) -> str:
-        return (urlsplit(self.base_url).hostname or "").lower()
-
-    @property
     def family(self) -> Family | None:
         """Whose protocol it speaks; None: the address does not say."""
-        provider = provider_of(self.host)
+        parts = urlsplit(self.base_url)
+        provider = provider_of((parts.hostname or "").lower())
         if provider == "anthropic":
-            return "openai" if urlsplit(self.base_url).path else "anthropic"
+            return "openai" if parts.path else "anthropic"
         return "openai" if provider == "openai" else None
 
     def serves(self, endpoint: Endpoint) -> bool:

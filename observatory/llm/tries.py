@@ -83,6 +83,8 @@ class _Course:
         """A failure that is handed on unless somebody else is let in."""
         self._status: int | None = None
         """Of the last that was sent."""
+        self._spent: str | None = None
+        """Where a retry is one too many: with another model or key it would be one all the same."""
         self._failed: Exception | None = None
         self._refused: NotMade | None = None
 
@@ -107,7 +109,9 @@ class _Course:
         while self._rest:
             at, fallback = self._rest.pop(0)
             if self._status is None or self._status in fallback.when:
-                return self._at(fallback, Turn(fallback=at))
+                one = self._at(fallback, Turn(fallback=at))
+                if one.call.where != self._spent:
+                    return one
         return None
 
     def _at(self, fallback: Fallback, turn: Turn) -> Try:
@@ -121,8 +125,8 @@ class _Course:
             self._refused = self._refused or refused
             if not isinstance(refused.error, _ELSEWHERE):
                 self._rest = []
-            elif isinstance(refused.error, RetryBudgetExceeded):  # at the same address it would be a retry all the same
-                self._rest = [(at, other) for at, other in self._rest if other.host != one.call.host]
+            elif isinstance(refused.error, RetryBudgetExceeded):
+                self._spent = one.call.where
             return None
         except Exception as error:
             if not replies.from_network(error):
