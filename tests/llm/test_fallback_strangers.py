@@ -125,3 +125,8 @@ async def test_a_failure_that_goes_on_for_ever_is_not_read(obs: Observatory, thr
         await quiet(client)
     assert [(call.provider, call.status, call.error) for call in calls] == [("first", 503, "503"), ("second", 200, None)]
     assert await used(obs, "first") == tried.FAILED
+    first.says, first.gate = lambda _: Answer(503, tried.DOCUMENT, [b"x" * 10_000] * 1000), None
+    async with closing(client := sdk(obs, first, fallbacks=[fallback(second)])):
+        await asked(client)
+        await quiet(client)
+    assert await used(obs, "first") == (2, 0, 0), "nor one that is long"

@@ -39,6 +39,7 @@ async def test_a_status_leads_to_the_fallback(obs: Observatory, three: Three, st
     told = [(call.provider, call.model, call.status, call.error, call.fallback) for call in calls]
     assert told == [("first", "m-1", status, "broken", 0), ("second", "m-2", 200, None, 1)]
     assert [call.cost_usd for call in calls] == [None, Decimal("0.000081")]
+    assert calls[0].dimensions["key"] != calls[1].dimensions["key"]
     one, two = spans.taken()
     assert "observatory.fallback" not in (one.attributes or {})
     assert (two.attributes or {})["observatory.fallback"] == 1

@@ -293,9 +293,10 @@ async def test_a_pause_that_an_exception_asks_for(obs: Observatory) -> None:
     with pytest.raises(CoolingDown):
         async with guard(obs):
             pytest.fail("it was let in")
-    with pytest.raises(CoolingDown):  # and one of ours says nothing of this provider
+    with obs.llm.collect() as calls, pytest.raises(CoolingDown):  # and one of ours says nothing of this provider
         async with obs.llm.guard("second", "m"), guard(obs):
             pytest.fail("it was let in")
+    assert [(call.provider, call.status) for call in calls] == [("first", None), ("second", None)]
     async with obs.llm.guard("second", "m"):
         pass
 
