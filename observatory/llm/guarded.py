@@ -84,7 +84,7 @@ class _Inside(Exchange):
 
     def failed(self, error: BaseException) -> None:
         if isinstance(error, Exception) and not isinstance(error, ObservatoryError) and not self._done:
-            with quietly():
+            with quietly:
                 self.status = replies.status(error)
                 if self.status is not None and self._passed is not None:  # a pause that somebody else's service asks for
                     self._passed.answered(self.status, replies.headers(error))

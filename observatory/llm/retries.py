@@ -8,11 +8,12 @@ has tried often enough, or does not retry at all) the next failure takes over th
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from .. import replies
 from ..clock import monotonic
 from ..features.retry import RetryBudget
+from ..names import Metric
 
 COUNT: Final = "x-stainless-retry-count"
 ADVICE: Final = "x-should-retry"
@@ -25,11 +26,18 @@ _BACKOFF: Final = 8.5
 _MOST: Final = 1000
 
 
+class Recording(Protocol):
+    """What retries need of the metrics."""
+
+    def increment_counter(self, metric: str, value: int = 1, labels: Mapping[str, str] | None = None) -> None: ...
+
+
 class Retries:
     """Of one process."""
 
-    def __init__(self, budget: Callable[[], RetryBudget]) -> None:
+    def __init__(self, budget: Callable[[], RetryBudget], metrics: Callable[[], Recording]) -> None:
         self._budget = budget
+        self._metrics = metrics
         self._promised: dict[str, deque[float]] = {}
 
     async def begin(self, where: str, attempt: int) -> bool:
@@ -41,8 +49,11 @@ class Retries:
         promised = self._promised.get(where)
         if promised:
             promised.popleft()
-            return True
-        return await self._budget().take(account)
+        elif not await self._budget().take(account):
+            self._count(where, "over_budget")
+            return False
+        self._count(where, "retried")
+        return True
 
     async def hedge(self, where: str) -> bool:
         """Whether a call may be sent once more while it is under way. It is spent then."""
@@ -57,11 +68,15 @@ class Retries:
         promised = self._promised.setdefault(where, deque(maxlen=_MOST))
         if not (promised and promised[0] < now):
             if not await self._budget().take(self._budget().account(f"llm:{where}")):
+                self._count(where, "over_budget")
                 return False
         elif promised:
             promised.popleft()
         promised.append(monotonic() + max(asked if asked <= _LONGEST else 0.0, _BACKOFF))
         return True
+
+    def _count(self, where: str, outcome: str) -> None:
+        self._metrics().increment_counter(Metric.RETRY_ATTEMPTS, 1, {"name": f"llm:{where}"[:200], "outcome": outcome})
 
     def forget(self) -> None:
         """A forked child has promised nothing."""

@@ -11,6 +11,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
+from .. import dimensions
 from ..errors import ConfigurationError, InvalidArgument, ObservatoryError, RetryBudgetExceeded
 from ..names import HTTP_SECONDS
 from ..types import Dimensions
@@ -133,14 +134,16 @@ class GuardedTransport:
 
     async def handle_async_request(self, request: Any) -> Any:
         call: Recognised | None = None
-        with quietly():
+        with quietly:
             call = self._way.recognise(self._lib, request)
         if call is None:
             return await self._plain(request)
+        answers = self._way.answers
         try:
-            if self._way.answers is None:
+            # Who would not be let in gets nothing out of the cache either.
+            if answers is None or self._desk.gate.missing({**dimensions.current(), **self._way.dimensions}) is not None:
                 return (await self._made(call, request)).response
-            return await self._kept(call, request, self._way.answers())
+            return await self._kept(call, request, answers())
         except NotMade as instead:
             return instead.response
 
@@ -231,7 +234,7 @@ class GuardedTransport:
             raise self._lib.RemoteProtocolError("a fallback answers with a redirect, which is not followed")
 
     async def send(self, request: Any) -> Any:
-        return await self.inner.handle_async_request(request)
+        return await (self._desk.answering or self.inner.handle_async_request)(request)
 
     async def _advise(self, where: str, response: Any) -> None:
         """Whether an SDK may try again, is the fleet's to say."""
@@ -252,7 +255,7 @@ class GuardedTransport:
         with self._desk.tracing().span(method, said, kind="client") as span:
             began = perf_counter()
             response = await self.send(request)
-            with quietly():
+            with quietly:
                 labels = {"host": host[:200], "method": method[:16], "status": str(response.status_code)}
                 self._desk.metrics().histogram(HTTP_SECONDS).bind(**labels).record(perf_counter() - began)
                 span.set_attribute("http.response.status_code", response.status_code)
