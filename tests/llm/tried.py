@@ -32,6 +32,8 @@ async def three() -> AsyncIterator[tuple[Provider, Provider, Provider]]:
         for one in found:
             one.says = lambda _: document()
         yield found[0], found[1], found[2]
+        await until(lambda: not serving(), "every connection is over")
+        await asyncio.sleep(0)  # and its transport closed
 
 
 @pytest.fixture
@@ -134,6 +136,11 @@ ONE = (1, sum(USED), Decimal("0.000081"))
 NONE = (0, 0, Decimal(0))
 FAILED = (1, 0, Decimal(0))
 """A call that was made, and took nothing."""
+
+
+def serving() -> int:
+    """Connections that a provider has."""
+    return sum("Provider._serve" in repr(task.get_coro()) for task in asyncio.all_tasks())
 
 
 def tasks() -> int:
