@@ -31,7 +31,7 @@ from .features.cache import Cache, CacheStats
 from .features.metrics import Counter, Gauge, Histogram, Metrics
 from .features.rate_limiter import Decision, Limit, Override, RateLimiter, Reservation, Settlement
 from .features.retry import Retry, RetryDetails
-from .llm import LLM, AnswerCache, Call, Prices, Usage
+from .llm import LLM, AnswerCache, Call, Fallback, GuardedCall, Prices, Usage
 from .logs import Logger
 from .names import Metric
 from .settings import Price, Settings
@@ -60,7 +60,9 @@ __all__ = [
     "Costs",
     "Counter",
     "Decision",
+    "Fallback",
     "Gauge",
+    "GuardedCall",
     "Health",
     "Histogram",
     "InvalidArgument",

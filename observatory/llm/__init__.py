@@ -5,7 +5,9 @@ from .call import CallData, Calls, Usage
 from .catalogue import Catalogue
 from .collecting import Call
 from .desk import Desk
+from .fallback import Fallback
 from .gate import Gate
+from .guarded import GuardedCall
 from .llm import LLM
 from .prices import Prices
 from .retries import Retries
@@ -19,7 +21,9 @@ __all__ = [
     "Calls",
     "Catalogue",
     "Desk",
+    "Fallback",
     "Gate",
+    "GuardedCall",
     "Prices",
     "Retries",
     "Usage",

@@ -69,6 +69,10 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the tokens were counted by us, because the provider did not say them."""
     cached: bool = False
     """Whether nobody was asked, since the answer was there: an event, and none of a provider's numbers."""
+    fallback: int = 0
+    """Which of the client's fallbacks was asked; 0: none."""
+    hedged: bool = False
+    """Whether it was sent beside one that was under way already."""
 
     def check_texts(self) -> None:
         """InvalidArgument names the one that is not acceptable."""

@@ -41,6 +41,10 @@ class Call(msgspec.Struct, frozen=True):
     """The limit, or the code of what else did not let it in."""
     waited: float = 0.0
     """Seconds that it stood in line; latency begins afterwards."""
+    fallback: int = 0
+    """Which of the client's fallbacks was asked; 0: none."""
+    hedged: bool = False
+    """Whether it was sent beside one that was under way already."""
 
 
 class Block:

@@ -39,8 +39,9 @@ def asked(call: Recognised) -> dict[str, Any]:
         "gen_ai.operation.name": call.operation,
         "gen_ai.provider.name": call.provider,
         "gen_ai.request.model": call.model,
-        "server.address": call.host,
     }
+    if call.host:  # in the same process there is none
+        said["server.address"] = call.host
     if call.port is not None:
         said["server.port"] = call.port
     if call.stream:

@@ -30,7 +30,7 @@ from .collecting import blocks
 from .content import Texts, asked
 from .desk import Desk, quietly
 from .gate import Asked, Passed, Spent, works
-from .told import Ended, tell
+from .told import OUTRUN, Ended, Turn, tell
 from .wire import Reader, Reading, Recognised
 from .wire.used import Used
 
@@ -39,10 +39,11 @@ _UNSENT = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol", "LocalProtocolError"}
 )
 """Errors of the transports before a provider has heard anything of a request."""
+_ONLY = Turn()
 
 
 class Exchange:
-    """See the module. Not for two threads."""
+    """See the module. turn: which try of a call it is. Not for two threads."""
 
     __slots__ = (
         "_done",
@@ -58,6 +59,7 @@ class Exchange:
         "desk",
         "endpoint",
         "estimate",
+        "id",
         "known",
         "last_at",
         "model",
@@ -68,13 +70,17 @@ class Exchange:
         "started_us",
         "status",
         "tokenizer",
+        "turn",
         "waited",
         "where",
     )
 
-    def __init__(self, desk: Desk, call: Recognised, extra: Dimensions) -> None:
+    def __init__(self, desk: Desk, call: Recognised, extra: Dimensions, turn: Turn = _ONLY) -> None:
         # The request itself is not kept: it may be long, and the answer come slowly.
         self.desk = desk
+        self.turn = turn
+        self.id: str | None = None
+        """Of its event; None: whatever is given then."""
         self.provider, self.model, self.operation = call.provider, call.model, call.operation
         self.endpoint, self.tokenizer, self.attempt, self.where = call.endpoint, call.tokenizer, call.attempt, call.where
         self.estimate = call.input_tokens()
@@ -137,7 +143,7 @@ class Exchange:
     def _cost_estimated(self) -> Mapping[Unit, Amount]:
         """By unit. A price that is unknown holds nothing of a budget."""
         used = Used(Usage(self.estimate, self._expected))
-        return _spent(used, self._price(used, (self.model,), None))
+        return spent_of(used, self._price(used, (self.model,), None))
 
     def answering(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of the response is there."""
@@ -163,6 +169,11 @@ class Exchange:
             self._reader = None
             INTERNAL.warning("the answer of an LLM call could not be read: %s", type(error).__name__, exc_info=True)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an answer has."""
+        return self.status is not None and self.status < 400
+
     # how it ends
     def moved(self, status: int) -> None:
         """It is to be asked elsewhere: the call is the one that is made there."""
@@ -175,8 +186,8 @@ class Exchange:
                 self.span.set_attribute("http.response.status_code", status)
                 self.span.end()
 
-    def refused(self, error: ObservatoryError, status: int) -> None:
-        """It was not let in. status: how that is said."""
+    def refused(self, error: ObservatoryError, status: int | None) -> None:
+        """It was not let in. status: how that is said in HTTP."""
         self.refused_by = error.context.get("limit") or error.code
         self.status = status
         self._finish(error, cut=True)
@@ -203,10 +214,8 @@ class Exchange:
         reading = Reading()
         nano_usd: int | None = None
         why: str | None = "unreadable"
-        reader, self._reader = self._reader, None
         with quietly:
-            if reader is not None:
-                reading = reader.end(estimate=self.estimate, cut=cut)
+            reading = self._read(cut=cut)
             why = self._why(reading, error, cut=cut)
             nano_usd = 0 if self.cached else self._cost(reading)
         if self._passed is not None:
@@ -214,6 +223,10 @@ class Exchange:
                 self._passed.leave(self._works(why, error), self._spent(reading, nano_usd, error))
         with quietly:
             tell(self, Ended(reading, nano_usd, latency, why, error))
+
+    def _read(self, *, cut: bool) -> Reading:
+        reader, self._reader = self._reader, None
+        return Reading() if reader is None else reader.end(estimate=self.estimate, cut=cut)
 
     def _works(self, why: str | None, error: BaseException | None) -> bool | None:
         """What it says of the provider."""
@@ -227,13 +240,15 @@ class Exchange:
         if reading.used is not None:
             if not reading.estimated:
                 self.desk.outputs.learn(self.provider, self.model, reading.used.usage.output_tokens)
-            return _spent(reading.used, nano_usd)
+            return spent_of(reading.used, nano_usd)
         if self.status is not None and self.status >= 400:
             return _NONE
         return "nothing" if type(error).__name__ in _UNSENT else "estimate"
 
     def _why(self, reading: Reading, error: BaseException | None, *, cut: bool) -> str | None:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            if self.turn.outrun:
+                return OUTRUN
             return reading.error or (None if reading.over else "cancelled")
         if isinstance(error, ObservatoryError):
             return error.code
@@ -257,7 +272,8 @@ class Exchange:
         )
 
 
-def _spent(used: Used, nano_usd: int | None) -> dict[Unit, Amount]:
+def spent_of(used: Used, nano_usd: int | None) -> dict[Unit, Amount]:
+    """By unit, as limits count."""
     usage = used.usage
     return {
         "tokens": usage.total_tokens,
@@ -267,4 +283,4 @@ def _spent(used: Used, nano_usd: int | None) -> dict[Unit, Amount]:
     }
 
 
-_NONE: Mapping[Unit, Amount] = _spent(Used(Usage()), 0)
+_NONE: Mapping[Unit, Amount] = spent_of(Used(Usage()), 0)

@@ -1,6 +1,6 @@
 """`obs.llm`: clients and transports for any SDK, the calls of a block, prices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
@@ -11,8 +11,11 @@ from ..types import Dimensions
 from .answers import AnswerCache, Answers
 from .collecting import Call, collecting
 from .desk import Desk
+from .fallback import Fallback, checked
+from .guarded import Guard, local
 from .prices import Prices
 from .transport import Library, Way, body_of, library, library_of, transport_class
+from .tries import Tries
 from .wire import Recognised, Tokenizer, approximately, recognise
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ class LLM:
         *,
         wait: float | None = None,
         cache: bool | AnswerCache = False,
+        fallbacks: Sequence[Fallback] = (),
+        hedge_after: float | None = None,
         provider: str | None = None,
         tokenizer: Tokenizer = approximately,
         dimensions: Dimensions = _NOWHERE,
@@ -60,6 +65,8 @@ class LLM:
         *,
         wait: float | None = None,
         cache: bool | AnswerCache = False,
+        fallbacks: Sequence[Fallback] = (),
+        hedge_after: float | None = None,
         provider: str | None = None,
         tokenizer: Tokenizer = approximately,
         dimensions: Dimensions = _NOWHERE,
@@ -72,6 +79,8 @@ class LLM:
         *,
         wait: float | None = None,
         cache: bool | AnswerCache = False,
+        fallbacks: Sequence[Fallback] = (),
+        hedge_after: float | None = None,
         provider: str | None = None,
         tokenizer: Tokenizer = approximately,
         dimensions: Dimensions = _NOWHERE,
@@ -81,17 +90,19 @@ class LLM:
         """A client for any SDK's http_client=. httpx2: openai 3, anthropic 2, mistralai 3. httpx: groq 1, and older majors.
 
         wait: seconds that a call may stand in line before it is refused; None: as `llm.wait` says. cache: answers are kept for
-        the fleet; True: by AnswerCache's defaults. provider: who answers, where the address does not say (a gateway of yours,
-        vLLM). tokenizer: counts what a provider does not say. dimensions: of all calls, beside what is bound. options: those of
-        AsyncClient; proxies, the environment's too, TLS and HTTP/2 work as there. Timeouts, pool and redirects are the SDKs'
-        own, unless given.
+        the fleet; True: by AnswerCache's defaults. fallbacks: who is asked instead, in order, where a call is not let in or
+        fails before its answer begins. hedge_after: seconds without an answer, after which it is sent once more, out of the
+        fleet's retry budget; the first answer wins. provider: who answers, where the address does not say (a gateway of
+        yours, vLLM). tokenizer: counts what a provider does not say. dimensions: of all calls, beside what is bound. options:
+        those of AsyncClient; proxies, the environment's too, TLS and HTTP/2 work as there. Timeouts, pool and redirects are the
+        SDKs' own, unless given.
         """
         lib = _library(library)
         read, connect = _TIMEOUT
         options.setdefault("timeout", lib.Timeout(read, connect=connect))
         options.setdefault("limits", lib.Limits(max_connections=_CONNECTIONS[0], max_keepalive_connections=_CONNECTIONS[1]))
         options.setdefault("follow_redirects", True)
-        around = self._around(lib, provider, tokenizer, dimensions, wait, cache)
+        around = self._around(lib, provider, tokenizer, dimensions, wait, cache, fallbacks, hedge_after)
         client = lib.AsyncClient(transport=transport, **options)
         # What a client makes of proxy=, of the environment's and of mounts= are transports beside its own: all are ours to see.
         # Given to AsyncClient, ours would switch them off. Held by tests/llm/test_transport_contract.py.
@@ -100,6 +111,9 @@ class LLM:
             pattern: None if inner is None else around(inner)
             for pattern, inner in client._mounts.items()  # noqa: SLF001
         }
+        for one in (client._transport, *client._mounts.values()):  # noqa: SLF001
+            if one is not None:  # a fallback's address may have another proxy
+                one.route = client._transport_for_url  # noqa: SLF001
         return client
 
     @overload
@@ -109,6 +123,8 @@ class LLM:
         *,
         wait: float | None = None,
         cache: bool | AnswerCache = False,
+        fallbacks: Sequence[Fallback] = (),
+        hedge_after: float | None = None,
         provider: str | None = None,
         tokenizer: Tokenizer = approximately,
         dimensions: Dimensions = _NOWHERE,
@@ -120,6 +136,8 @@ class LLM:
         *,
         wait: float | None = None,
         cache: bool | AnswerCache = False,
+        fallbacks: Sequence[Fallback] = (),
+        hedge_after: float | None = None,
         provider: str | None = None,
         tokenizer: Tokenizer = approximately,
         dimensions: Dimensions = _NOWHERE,
@@ -130,12 +148,39 @@ class LLM:
         *,
         wait: float | None = None,
         cache: bool | AnswerCache = False,
+        fallbacks: Sequence[Fallback] = (),
+        hedge_after: float | None = None,
         provider: str | None = None,
         tokenizer: Tokenizer = approximately,
         dimensions: Dimensions = _NOWHERE,
     ) -> Any:
         """Around a transport of yours; the rest as for `http_client`."""
-        return self._around(library_of(inner), provider, tokenizer, dimensions, wait, cache)(inner)
+        return self._around(library_of(inner), provider, tokenizer, dimensions, wait, cache, fallbacks, hedge_after)(inner)
+
+    def guard(
+        self,
+        provider: str,
+        model: str,
+        *,
+        tokens: int = 0,
+        output_tokens: int | None = None,
+        operation: str = "chat",
+        wait: float | None = None,
+        dimensions: Dimensions = _NOWHERE,
+    ) -> Guard:
+        """The same steps for a call that is not HTTP: `async with obs.llm.guard("vllm", "qwen3", tokens=900) as call:`, or
+        around an async function, of which each call is one.
+
+        tokens: an estimate of the input. output_tokens: at most in the answer; None: as much as others had. operation: chat,
+        text_completion, embeddings, or a word of yours. wait: as for `http_client`.
+
+        RateLimitExceeded, BudgetExceeded, CircuitOpen, CoolingDown, StoreUnavailable (of a `closed` limit), InvalidArgument (a
+        dimension is missing): it must not be made, and nothing is held. Left without `used`, also by an exception or a
+        cancellation, it is charged as it was estimated.
+        """
+        call = local(provider, model, operation, tokens, output_tokens)
+        seconds = None if wait is None else units.seconds(wait, "wait")
+        return Guard(self._desk, call, seconds, bound.checked(dimensions))
 
     def collect(self) -> AbstractContextManager[list[Call]]:
         """The calls that begin and finish inside this block, in this task and those it starts."""
@@ -153,6 +198,8 @@ class LLM:
         dimensions: Dimensions,
         wait: float | None,
         cache: bool | AnswerCache,
+        fallbacks: Sequence[Fallback],
+        hedge_after: float | None,
     ) -> Callable[[Any], Any]:
         if provider is not None and (not isinstance(provider, str) or not 0 < len(provider) <= 256):
             raise InvalidArgument(f"provider must be a text of 1 to 256 characters, got {provider!r:.80}")
@@ -160,6 +207,8 @@ class LLM:
             raise InvalidArgument(f"tokenizer must count the tokens of a text, got {tokenizer!r:.80}")
         if not isinstance(cache, bool | AnswerCache):
             raise InvalidArgument(f"cache must be True, False or an AnswerCache, got {cache!r:.80}")
+        others = checked(fallbacks, provider)
+        hedge = None if hedge_after is None else units.seconds(hedge_after, "hedge_after")
         policy = self._policy if cache is True else cache
         self._prices().prepare()
 
@@ -178,6 +227,7 @@ class LLM:
             bound.checked(dimensions),
             None if wait is None else units.seconds(wait, "wait"),
             (lambda: self._kept(policy)) if policy else None,
+            Tries(others, hedge, self._desk.retries) if others or hedge is not None else None,
         )
         made = transport_class(lib.__name__)
         return lambda inner: made(inner, self._desk, way)

@@ -55,6 +55,10 @@ class Retries:
         self._count(where, "retried")
         return True
 
+    async def hedge(self, where: str) -> bool:
+        """Whether a call may be sent once more while it is under way. It is spent then."""
+        return await self._budget().take(self._budget().account(f"llm:{where}"))
+
     async def advise(self, where: str, status: int, said: Mapping[str, str]) -> bool:
         """Whether an SDK may try again after this. False: tell it not to."""
         if not (status in _RETRIED or status >= 500 or replies.should_retry(said)) or replies.should_retry(said) is False:

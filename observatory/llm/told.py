@@ -15,8 +15,22 @@ from .content import Texts, answered
 from .desk import Desk
 from .wire import Reading
 
+OUTRUN: Final = "outrun"
+"""What a call's error says that was sent twice, and was the slower one."""
 _SHORT: Final = 0.001
 """Seconds: who waits less has not stood in line."""
+
+
+class Turn:
+    """Which try of a call it is. fallback: its number; 0: at whom was asked. hedged: beside one that was under way already.
+    outrun: the other one was faster."""
+
+    __slots__ = ("fallback", "hedged", "outrun")
+
+    def __init__(self, *, fallback: int = 0, hedged: bool = False) -> None:
+        self.fallback = fallback
+        self.hedged = hedged
+        self.outrun = False
 
 
 class Subject(Protocol):
@@ -27,6 +41,8 @@ class Subject(Protocol):
     model: str
     operation: str
     attempt: int
+    id: str | None
+    turn: Turn
     status: int | None
     cached: bool
     refused_by: str | None
@@ -37,6 +53,9 @@ class Subject(Protocol):
     known: Mapping[str, str]
     span: Span | None
     around: Blocks
+
+    @property
+    def begun(self) -> bool: ...
 
 
 class Ended(NamedTuple):
@@ -53,7 +72,7 @@ def tell(call: Subject, ended: Ended) -> None:
     """Once."""
     reading, why, span = ended.reading, ended.why, call.span
     # Who stops listening to an answer has had no failure.
-    stopped = why == "cancelled" and call.status is not None and call.status < 400
+    stopped = why == OUTRUN or (why == "cancelled" and call.begun)
     record = Record(
         call.provider,
         call.model,
@@ -69,8 +88,10 @@ def tell(call: Subject, ended: Ended) -> None:
         call.status,
         reading.estimated,
         call.cached,
+        call.turn.fallback,
+        call.turn.hedged,
     )
-    event = call.desk.calls().put(record, ended.nano_usd, call.known)
+    event = call.desk.calls().put(record, ended.nano_usd, call.known, call.id)
     if span is not None:
         try:
             _trace(call, span, ended, record, call.desk.tracing())
@@ -102,6 +123,8 @@ def _call(call: Subject, event: str, record: Record, reading: Reading) -> Call:
         cached=call.cached,
         refused_by=call.refused_by,
         waited=call.waited,
+        fallback=call.turn.fallback,
+        hedged=call.turn.hedged,
     )
 
 
@@ -115,6 +138,8 @@ def _trace(call: Subject, span: Span, ended: Ended, record: Record, tracing: Tra
         "observatory.waited": call.waited if call.waited > _SHORT else None,
         "observatory.cached": call.cached or None,
         "observatory.refused_by": call.refused_by,
+        "observatory.fallback": call.turn.fallback or None,
+        "observatory.hedged": call.turn.hedged or None,
     }
     said = conventions.answered(call.provider, ended.reading)
     said.update((name, value) for name, value in beside.items() if value is not None)

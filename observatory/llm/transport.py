@@ -21,6 +21,8 @@ from .desk import Desk, quietly
 from .exchange import Exchange
 from .refused import Refused, refused
 from .retries import ADVICE, COUNT
+from .told import Turn
+from .tries import Made, NotMade, Ready, Tries, Try
 from .wire import Recognised
 
 Library = Literal["httpx2", "httpx"]
@@ -56,6 +58,9 @@ def body_of(lib: Any, request: Any) -> bytes | None:
     return b"".join(stream) if isinstance(stream, lib.ByteStream) else None
 
 
+_ONLY: Final = Turn()
+
+
 class Way(NamedTuple):
     """How the calls of a client go. wait: seconds in line; None: as the settings say."""
 
@@ -63,6 +68,7 @@ class Way(NamedTuple):
     dimensions: Dimensions
     wait: float | None
     answers: Callable[[], Answers] | None
+    tries: Tries | None = None
 
 
 class Passing:
@@ -113,16 +119,8 @@ class Shared:
         await self._reply.aclose()
 
 
-class NotMade(Exception):
-    """A call that is not made, and what is said instead. It passes through the answer cache, whose it is not."""
-
-    def __init__(self, response: Any) -> None:
-        super().__init__("refused")
-        self.response = response
-
-
 class GuardedTransport:
-    """Around another transport."""
+    """Around another transport. route: the one of its client for another address."""
 
     _lib: Any
     passing: Any
@@ -132,6 +130,7 @@ class GuardedTransport:
         self.inner = inner
         self._desk = desk
         self._way = way
+        self.route: Callable[[Any], GuardedTransport] | None = None
 
     async def handle_async_request(self, request: Any) -> Any:
         call: Recognised | None = None
@@ -143,7 +142,7 @@ class GuardedTransport:
         try:
             # Who would not be let in gets nothing out of the cache either.
             if answers is None or self._desk.gate.missing({**dimensions.current(), **self._way.dimensions}) is not None:
-                return await self._made(call, request)
+                return (await self._made(call, request)).response
             return await self._kept(call, request, answers())
         except NotMade as instead:
             return instead.response
@@ -158,8 +157,9 @@ class GuardedTransport:
             again = self._lib.Request(
                 request.method, request.url, headers=list(headers), stream=request.stream, extensions=request.extensions
             )
-            response = await self._made(call, again)
-            return Upstream(response.status_code, response.headers.multi_items(), response.stream, response.stream.aclose)
+            response, fallback = await self._made(call, again)
+            stream = response.stream
+            return Upstream(response.status_code, response.headers.multi_items(), stream, stream.aclose, same=not fallback)
 
         asked = Request(
             call.provider, request.method, str(request.url), request.headers.multi_items(), body_of(self._lib, request) or b""
@@ -169,7 +169,7 @@ class GuardedTransport:
         except NotMade:
             if ours:
                 raise
-            return await self._made(call, request)  # what somebody else may not, we may
+            return (await self._made(call, request)).response  # what somebody else may not, we may
         except ObservatoryError as error:
             return self._response(refused(error, call.endpoint, waited=False))
         if reply.cached in ("hit", "shared"):
@@ -181,29 +181,43 @@ class GuardedTransport:
         return self._lib.Response(reply.status, headers=list(reply.headers), stream=self.shared(reply))
 
     # by way of the gate
-    async def _made(self, call: Recognised, request: Any) -> Any:
-        """The provider's response. NotMade: the call was not let in."""
-        desk, endpoint = self._desk, call.endpoint
-        exchange = Exchange(desk, call, self._way.dimensions)
-        del call  # and with it the request, decoded
+    async def _made(self, call: Recognised, request: Any) -> Made:
+        """The response that is handed on. NotMade: the call was not let in."""
+        way = self._way
+        wait = self._desk.gate.wait if way.wait is None else way.wait
+        if way.tries is None:
+            made = Made(await self._once(Try(call, request, _ONLY), wait), 0)
+        else:
+            made = await way.tries.made(self._lib, call, request, wait, self._once)
+        if made.response.status_code >= 400 and COUNT in request.headers:
+            await self._advise(call.where, made.response)
+        return made
+
+    async def _once(self, one: Try, wait: float, ready: Ready | None = None) -> Any:
+        """One try. See Once."""
+        desk, (call, request, turn) = self._desk, one
+        exchange = Exchange(desk, call, self._way.dimensions, turn)
         with exchange.current():
-            wait = desk.gate.wait if self._way.wait is None else self._way.wait
             try:
-                if not await desk.retries.begin(exchange.where, exchange.attempt):
+                # What an SDK tries again is a first attempt for whoever it was not sent to before.
+                if not turn.hedged and not await desk.retries.begin(exchange.where, 0 if turn.fallback else exchange.attempt):
                     raise RetryBudgetExceeded(context={"provider": exchange.provider})
                 await exchange.enter(wait)
             except ObservatoryError as error:
-                said = refused(error, endpoint, waited=wait > 0)
+                said = refused(error, call.endpoint, waited=wait > 0)
                 exchange.refused(error, said.status)
-                raise NotMade(self._response(said)) from error
-            response = await (self._desk.answering or self.inner.handle_async_request)(request)
+                raise NotMade(self._response(said), error) from error
+            if ready is not None:
+                await ready()
+            via = self.route(request.url) if turn.fallback and self.route is not None else self
+            response = await via.send(request)
+            if turn.fallback:
+                await self._foreign(response)
         status = response.status_code
         if 300 <= status < 400:
             exchange.moved(status)
             return response
         exchange.answering(status, response.headers)
-        if status >= 400 and COUNT in request.headers:
-            await self._advise(exchange, response)
         passing = self.passing(response.stream, exchange)
         if not response.is_closed:
             response.stream = passing
@@ -211,14 +225,25 @@ class GuardedTransport:
         # It was read before it came here: a new one is read on its way.
         return self._lib.Response(status, headers=response.headers, stream=passing, extensions=response.extensions)
 
-    async def _advise(self, exchange: Exchange, response: Any) -> None:
+    async def _foreign(self, response: Any) -> None:
+        """Of a fallback, of which the client knows nothing: it would take its cookies for the first provider's, and follow a
+        redirect with the first provider's key."""
+        response.headers.pop("set-cookie", None)
+        if 300 <= response.status_code < 400:
+            await response.aclose()
+            raise self._lib.RemoteProtocolError("a fallback answers with a redirect, which is not followed")
+
+    async def send(self, request: Any) -> Any:
+        return await (self._desk.answering or self.inner.handle_async_request)(request)
+
+    async def _advise(self, where: str, response: Any) -> None:
         """Whether an SDK may try again, is the fleet's to say."""
         try:
             said = {name.lower(): value for name, value in response.headers.items()}
-            if not await self._desk.retries.advise(exchange.where, response.status_code, said):
+            if not await self._desk.retries.advise(where, response.status_code, said):
                 response.headers[ADVICE] = "false"
-        except BaseException as error:
-            exchange.failed(error)
+        except BaseException:
+            await response.stream.aclose()
             raise
 
     def _response(self, said: Refused) -> Any:
@@ -229,7 +254,7 @@ class GuardedTransport:
         said = {"http.request.method": method, "server.address": host, "url.path": request.url.path}
         with self._desk.tracing().span(method, said, kind="client") as span:
             began = perf_counter()
-            response = await (self._desk.answering or self.inner.handle_async_request)(request)
+            response = await self.send(request)
             with quietly:
                 labels = {"host": host[:200], "method": method[:16], "status": str(response.status_code)}
                 self._desk.metrics().histogram(HTTP_SECONDS).bind(**labels).record(perf_counter() - began)

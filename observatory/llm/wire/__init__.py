@@ -2,7 +2,7 @@
 
 from .reader import Reader
 from .reading import Reading
-from .request import Endpoint, Recognised, recognise
+from .request import PATHS, Endpoint, Recognised, provider_of, recognise
 from .tokens import Tokenizer, approximately
 
-__all__ = ["Endpoint", "Reader", "Reading", "Recognised", "Tokenizer", "approximately", "recognise"]
+__all__ = ["PATHS", "Endpoint", "Reader", "Reading", "Recognised", "Tokenizer", "approximately", "provider_of", "recognise"]

@@ -19,13 +19,14 @@ OPERATIONS: Final[Mapping[Endpoint, str]] = {
     "messages": "chat",
 }
 """The names that OpenTelemetry's GenAI conventions have for them."""
-_PATHS: Final[tuple[tuple[str, Endpoint], ...]] = (
-    ("/chat/completions", "chat"),
-    ("/completions", "completions"),
-    ("/responses", "responses"),
-    ("/embeddings", "embeddings"),
-    ("/v1/messages", "messages"),
-)
+PATHS: Final[Mapping[Endpoint, str]] = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "responses": "/responses",
+    "embeddings": "/embeddings",
+    "messages": "/v1/messages",
+}
+"""What an address of theirs ends in; the longer before the shorter."""
 _HOSTS: Final = (
     (r"(?:.*\.)?api\.openai\.com", "openai"),
     (r".*\.(?:openai\.azure\.com|cognitiveservices\.azure\.com|services\.ai\.azure\.com|azure-api\.net)", "azure.ai.openai"),
@@ -122,7 +123,7 @@ def recognise(
         return None
     parts = urlsplit(url)
     path = parts.path.rstrip("/")
-    endpoint = next((one for ending, one in _PATHS if path.endswith(ending)), None)
+    endpoint = next((one for one, ending in PATHS.items() if path.endswith(ending)), None)
     if endpoint is None:
         return None
     content = body()
