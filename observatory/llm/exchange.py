@@ -29,6 +29,7 @@ from .call import Usage
 from .collecting import blocks
 from .desk import Desk, quietly
 from .gate import Asked, Passed, Spent, works
+from .outputs import LARGEST
 from .told import Ended, tell
 from .wire import Reader, Reading, Recognised
 from .wire.used import Used
@@ -75,7 +76,7 @@ class Exchange:
         self.desk = desk
         self.provider, self.model, self.operation = call.provider, call.model, call.operation
         self.endpoint, self.tokenizer, self.attempt, self.where = call.endpoint, call.tokenizer, call.attempt, call.where
-        self.estimate = call.input_tokens()
+        self.estimate = min(call.input_tokens(), LARGEST)
         self._expected = desk.outputs.expected(call.provider, call.model, call.max_output_tokens)
         self.status: int | None = None
         self.last_at: float | None = None
