@@ -32,8 +32,8 @@ class Refused(NamedTuple):
 
 
 def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Refused:
-    """waited: it has stood in line as long as it was to. Then, and where time alone does not help, an SDK should not come
-    again by itself."""
+    """waited: who stands in line has stood there as long as he was to. Then, and where time alone does not help, an SDK should
+    not come again by itself."""
     status = 429 if isinstance(error, CoolingDown) else error.status if 400 <= error.status <= 599 else 500
     headers = [("content-type", "application/json"), (CODE, error.code)]
     if "limit" in error.context:
@@ -41,7 +41,7 @@ def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Ref
     if error.retry_after is not None:
         after = max(error.retry_after, 0.001)
         headers += [("retry-after", str(math.ceil(after))), ("retry-after-ms", str(math.ceil(after * 1000)))]
-    if waited or not _passes(error):
+    if not _passes(error) or (waited and isinstance(error, RateLimitExceeded | CoolingDown)):
         headers.append(("x-should-retry", "false"))
     said = str(error)
     body: dict[str, Any]

@@ -4,8 +4,12 @@ A request that is no LLM call passes untouched, with a span and its time. A resp
 they are asked for.
 """
 
+import asyncio
 import importlib
+import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache
 from time import perf_counter
 from types import TracebackType
@@ -55,6 +59,11 @@ def body_of(lib: Any, request: Any) -> bytes | None:
     return b"".join(stream) if isinstance(stream, lib.ByteStream) else None
 
 
+_spared: ContextVar[bool] = ContextVar("observatory_spared", default=False)
+"""Whether the last attempt of this task was refused here. An SDK tries again in the same task, and a provider has heard of
+nothing yet: that is no retry as the fleet's budget counts them."""
+
+
 class Way(NamedTuple):
     """How the calls of a client go. wait: seconds in line; None: as the settings say."""
 
@@ -72,6 +81,7 @@ class Passing:
     def __init__(self, inner: Any, exchange: Exchange) -> None:
         self._inner = inner
         self._exchange = exchange
+        self._home = asyncio.get_running_loop(), os.getpid()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         exchange = self._exchange
@@ -91,6 +101,12 @@ class Passing:
             await self._inner.aclose()
         finally:
             self._exchange.closed()
+
+    def __del__(self) -> None:
+        """Thrown away without a word, by whatever thread: what it holds of the fleet's limits must not be held for ever."""
+        if not self._exchange.over and os.getpid() == self._home[1]:
+            with suppress(RuntimeError):  # its loop has ended, and nobody keeps what it held
+                self._home[0].call_soon_threadsafe(self._exchange.closed)
 
 
 class Shared:
@@ -138,15 +154,18 @@ class GuardedTransport:
             call = self._way.recognise(self._lib, request)
         if call is None:
             return await self._plain(request)
+        spared = _spared.get() and call.attempt > 0
+        _spared.set(False)
         try:
             if self._way.answers is None:
-                return await self._made(call, request)
-            return await self._kept(call, request, self._way.answers())
+                return await self._made(call, request, spared)
+            return await self._kept(call, request, self._way.answers(), spared)
         except NotMade as instead:
+            _spared.set(not isinstance(instead.__cause__, RetryBudgetExceeded))
             return instead.response
 
     # by way of the answer cache
-    async def _kept(self, call: Recognised, request: Any, answers: Answers) -> Any:
+    async def _kept(self, call: Recognised, request: Any, answers: Answers, spared: bool) -> Any:
         ours = False
 
         async def send(headers: Headers) -> Upstream:
@@ -155,7 +174,7 @@ class GuardedTransport:
             again = self._lib.Request(
                 request.method, request.url, headers=list(headers), stream=request.stream, extensions=request.extensions
             )
-            response = await self._made(call, again)
+            response = await self._made(call, again, spared)
             return Upstream(response.status_code, response.headers.multi_items(), response.stream, response.stream.aclose)
 
         asked = Request(
@@ -166,7 +185,7 @@ class GuardedTransport:
         except NotMade:
             if ours:
                 raise
-            return await self._made(call, request)  # what somebody else may not, we may
+            return await self._made(call, request, spared)  # what somebody else may not, we may
         except ObservatoryError as error:
             return self._response(refused(error, call.endpoint, waited=False))
         if reply.cached in ("hit", "shared"):
@@ -178,15 +197,15 @@ class GuardedTransport:
         return self._lib.Response(reply.status, headers=list(reply.headers), stream=self.shared(reply))
 
     # by way of the gate
-    async def _made(self, call: Recognised, request: Any) -> Any:
-        """The provider's response. NotMade: the call was not let in."""
+    async def _made(self, call: Recognised, request: Any, spared: bool) -> Any:
+        """The provider's response. NotMade: the call was not let in. spared: it comes again since we did not let it in."""
         desk, endpoint = self._desk, call.endpoint
         exchange = Exchange(desk, call, self._way.dimensions)
         del call  # and with it the request, decoded
         with exchange.current():
             wait = desk.gate.wait if self._way.wait is None else self._way.wait
             try:
-                if not await desk.retries.begin(exchange.where, exchange.attempt):
+                if not spared and not await desk.retries.begin(exchange.where, exchange.attempt):
                     raise RetryBudgetExceeded(context={"provider": exchange.provider})
                 await exchange.enter(wait)
             except ObservatoryError as error:
@@ -216,6 +235,7 @@ class GuardedTransport:
                 response.headers[ADVICE] = "false"
         except BaseException as error:
             exchange.failed(error)
+            await response.aclose()  # nobody else will: the pool would miss its connection
             raise
 
     def _response(self, said: Refused) -> Any:
