@@ -35,10 +35,14 @@ from .wire import Reader, Reading, Recognised
 from .wire.used import Used
 
 _AZURE = "azure.ai.openai"
+_UNREAD = "unreadable"
+"""Why a call ended that we could not read: nothing against its provider."""
 _UNSENT = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol", "LocalProtocolError"}
 )
 """Errors of the transports before a provider has heard anything of a request."""
+_OURS = frozenset({"PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
+"""And of these a provider has no part."""
 
 
 class Exchange:
@@ -187,6 +191,10 @@ class Exchange:
         """It broke off: by an error of the connection, or because whoever waited was cancelled."""
         self._finish(error, cut=True)
 
+    @property
+    def over(self) -> bool:
+        return self._done
+
     def closed(self) -> None:
         """Nobody reads on. With the answer complete that is how some clients end."""
         self._finish(None, cut=True)
@@ -200,7 +208,7 @@ class Exchange:
             self.desk.open(-1)
         reading = Reading()
         nano_usd: int | None = None
-        why: str | None = "unreadable"
+        why: str | None = _UNREAD
         reader, self._reader = self._reader, None
         with quietly():
             if reader is not None:
@@ -208,18 +216,23 @@ class Exchange:
             why = self._why(reading, error, cut=cut)
             nano_usd = 0 if self.cached else self._cost(reading)
         if self._passed is not None:
+            spent: Spent = "estimate"
             with quietly():
-                self._passed.leave(self._works(why, error), self._spent(reading, nano_usd, error))
+                spent = self._spent(reading, nano_usd, error)
+            with quietly():  # whatever went wrong above: what is held must never stay held
+                self._passed.leave(self._works(why, error), spent)
         with quietly():
             tell(self, Ended(reading, nano_usd, latency, why, error))
 
     def _works(self, why: str | None, error: BaseException | None) -> bool | None:
         """What it says of the provider."""
         if self.status is None:
-            return False if error is not None and replies.from_network(error) else None
+            if error is None or type(error).__name__ in _OURS:
+                return None
+            return False if replies.from_network(error) else None
         if self.status >= 400:
             return works(self.status)
-        return why is None or (why == "cancelled")
+        return None if why == _UNREAD else why is None or why == "cancelled"
 
     def _spent(self, reading: Reading, nano_usd: int | None, error: BaseException | None) -> Spent:
         if reading.used is not None:
