@@ -128,7 +128,7 @@ class Gate:
 
     async def _paused(self, asked: Asked, until: float) -> None:
         pauses = self._breakers().pauses
-        for model, key in ((asked.model, asked.key), (asked.model, ""), ("", "")):
+        for model, key in ((asked.model, asked.key), (asked.model, ""), ("", asked.key), ("", "")):
             if pauses.left(asked.where, model, key):
                 await pauses.wait(asked.where, model, key, timeout=max(until - monotonic(), _GRACE))
 

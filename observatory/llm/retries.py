@@ -2,13 +2,15 @@
 
 An SDK says by `x-stainless-retry-count` which attempt it makes, and obeys `x-should-retry`. So a failure that it would retry is
 asked for before it is handed on: what the budget does not allow is handed on with `x-should-retry: false`, and comes out of the
-SDK as what it is. What is allowed is a promise, which the retry redeems when it comes. Of those that do not come (an SDK that
-has tried often enough, or does not retry at all) the next failure takes over the promise, so that they cost the fleet nothing.
+SDK as what it is. What is allowed is a promise, which the retry redeems when it comes.
+
+How often an SDK tries, it does not say. A promise that nobody redeems in time is the next failure's; a client that has never
+come again gets few at a time; one that let several lapse, and an attempt that is usually the last, is not asked for at all. If
+it comes all the same, it is asked for then.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from .. import replies
 from ..clock import monotonic
@@ -20,9 +22,39 @@ _RETRIED: Final = frozenset({408, 409, 429})
 """And 5xx: what the SDKs retry where nobody advises them."""
 _LONGEST: Final = 60.0
 """Seconds: what they wait at most because they are told to."""
-_BACKOFF: Final = 8.5
-"""Seconds: the longest of their own waits."""
+_FIRST: Final = 0.5
+_BACKOFF: Final = 8.0
+"""Seconds: the first of their own waits, which doubles, and the longest."""
+_LATE: Final = 1.0
+"""Seconds: a retry that comes so much later than it should still finds its promise."""
+_LAST: Final = 2
+"""The attempt after which they give up (max_retries), unless a client was seen to go on."""
+_UNPROVEN: Final = 5
+"""Promises at a time to a client that has never come again."""
+_LAPSED: Final = 3
 _MOST: Final = 1000
+
+
+class Habits:
+    """What one client was seen to do. last: the attempt that it makes no further one after. open: promises that it has."""
+
+    __slots__ = ("comes", "lapsed", "last", "open")
+
+    def __init__(self) -> None:
+        self.comes = False
+        self.lapsed = 0
+        self.last = _LAST
+        self.open = 0
+
+    def came(self, attempt: int) -> None:
+        self.comes, self.lapsed = True, 0
+        if attempt > self.last:
+            self.last = attempt + 1
+
+
+class _Promise(NamedTuple):
+    until: float
+    habits: Habits
 
 
 class Retries:
@@ -30,34 +62,50 @@ class Retries:
 
     def __init__(self, budget: Callable[[], RetryBudget]) -> None:
         self._budget = budget
-        self._promised: dict[str, deque[float]] = {}
+        self._promised: dict[str, list[_Promise]] = {}
 
-    async def begin(self, where: str, attempt: int) -> bool:
+    async def begin(self, where: str, attempt: int, habits: Habits) -> bool:
         """A call arrives. False: it is a retry that nobody has promised, and one too many."""
-        account = self._budget().account(f"llm:{where}")
         if not attempt:
-            account.calls += 1
+            self._budget().account(f"llm:{where}").calls += 1
             return True
-        promised = self._promised.get(where)
-        if promised:
-            promised.popleft()
+        habits.came(attempt)
+        promised = self._promised.get(where, ())
+        mine = next((one for one in promised if one.habits is habits), None)
+        if mine is not None:
+            self._over(where, mine)
             return True
-        return await self._budget().take(account)
+        return await self._spend(where)
 
-    async def advise(self, where: str, status: int, said: Mapping[str, str]) -> bool:
+    async def advise(self, where: str, attempt: int, status: int, said: Mapping[str, str], habits: Habits) -> bool:
         """Whether an SDK may try again after this. False: tell it not to."""
         if not (status in _RETRIED or status >= 500 or replies.should_retry(said)) or replies.should_retry(said) is False:
             return True
-        asked = replies.wait(said) or 0.0
+        if attempt >= habits.last or habits.lapsed >= _LAPSED:
+            return True
+        promised = self._promised.setdefault(where, [])
         now = monotonic()
-        promised = self._promised.setdefault(where, deque(maxlen=_MOST))
-        if not (promised and promised[0] < now):
-            if not await self._budget().take(self._budget().account(f"llm:{where}")):
-                return False
-        elif promised:
-            promised.popleft()
-        promised.append(monotonic() + max(asked if asked <= _LONGEST else 0.0, _BACKOFF))
+        lapsed = next((one for one in promised if one.until < now), None)
+        if lapsed is not None:
+            lapsed.habits.lapsed += 1
+            self._over(where, lapsed)
+        elif (not habits.comes and habits.open >= _UNPROVEN) or not await self._budget().take(
+            self._budget().account(f"llm:{where}")
+        ):
+            return False
+        asked = replies.wait(said) or 0.0
+        wait = max(asked if asked <= _LONGEST else 0.0, min(_FIRST * 2**attempt, _BACKOFF))
+        if len(promised) < _MOST:
+            habits.open += 1
+            promised.append(_Promise(monotonic() + wait + _LATE, habits))
         return True
+
+    async def _spend(self, where: str) -> bool:
+        return await self._budget().take(self._budget().account(f"llm:{where}"))
+
+    def _over(self, where: str, promise: _Promise) -> None:
+        self._promised[where].remove(promise)
+        promise.habits.open -= 1
 
     def forget(self) -> None:
         """A forked child has promised nothing."""

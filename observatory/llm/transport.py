@@ -23,7 +23,7 @@ from .answers.answer import Headers
 from .desk import Desk, quietly
 from .exchange import Exchange
 from .refused import Refused, refused
-from .retries import ADVICE, COUNT
+from .retries import ADVICE, COUNT, Habits
 from .wire import Recognised
 
 Library = Literal["httpx2", "httpx"]
@@ -147,6 +147,7 @@ class GuardedTransport:
         self.inner = inner
         self._desk = desk
         self._way = way
+        self._habits = Habits()
 
     async def handle_async_request(self, request: Any) -> Any:
         call: Recognised | None = None
@@ -205,7 +206,7 @@ class GuardedTransport:
         with exchange.current():
             wait = desk.gate.wait if self._way.wait is None else self._way.wait
             try:
-                if not spared and not await desk.retries.begin(exchange.where, exchange.attempt):
+                if not spared and not await desk.retries.begin(exchange.where, exchange.attempt, self._habits):
                     raise RetryBudgetExceeded(context={"provider": exchange.provider})
                 await exchange.enter(wait)
             except ObservatoryError as error:
@@ -231,7 +232,8 @@ class GuardedTransport:
         """Whether an SDK may try again, is the fleet's to say."""
         try:
             said = {name.lower(): value for name, value in response.headers.items()}
-            if not await self._desk.retries.advise(exchange.where, response.status_code, said):
+            retries, about = self._desk.retries, (exchange.where, exchange.attempt, response.status_code, said)
+            if not await retries.advise(*about, self._habits):
                 response.headers[ADVICE] = "false"
         except BaseException as error:
             exchange.failed(error)
