@@ -241,7 +241,9 @@ class GuardedTransport:
             raise
 
     def _response(self, said: Refused) -> Any:
-        return self._lib.Response(said.status, headers=said.headers, content=said.body)
+        # As one that comes from outside: with content= a reader of raw bytes would be told that it was read already.
+        headers = [*said.headers, ("content-length", str(len(said.body)))]
+        return self._lib.Response(said.status, headers=headers, stream=self._lib.ByteStream(said.body))
 
     async def _plain(self, request: Any) -> Any:
         host, method = request.url.host, request.method
