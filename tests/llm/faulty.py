@@ -130,7 +130,7 @@ async def faulty() -> AsyncIterator[Faulty]:
 class Books:
     """Makes calls of one Observatory, and keeps beside it what each was let in with and what became of it."""
 
-    def __init__(self, obs: Observatory, there: Faulty, key: str) -> None:
+    def __init__(self, obs: Observatory, there: Faulty, key: str, **options: Any) -> None:
         self.obs = obs
         self.there = there
         self.let: dict[str, Asked] = {}
@@ -140,7 +140,7 @@ class Books:
         self._key = key
         self._nobody = f"http://127.0.0.1:{free_port()}"
         self._number = 0
-        self.client = obs.llm.http_client(provider="openai", trust_env=False, timeout=TIMEOUT)
+        self.client = obs.llm.http_client(provider="openai", trust_env=False, **{"timeout": TIMEOUT, **options})
         inner = gate(obs)
         enter = inner.enter
 
@@ -170,7 +170,10 @@ class Books:
                 with self.obs.bound(number=number), self.obs.llm.collect() as calls:
                     try:
                         request = self.client.build_request(
-                            "POST", url, json=said, headers={"authorization": f"Bearer {self._key}"}
+                            "POST",
+                            url,
+                            json=said,
+                            headers={"authorization": f"Bearer {self._key}", "x-stainless-retry-count": "0"},
                         )
                         response = await self.client.send(request, stream=True)
                         try:

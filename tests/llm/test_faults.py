@@ -23,7 +23,7 @@ from tests.llm.faulty import FAULTS, LIMITS, Books, Faulty, dump, faulty
 from tests.llm.fleet import until
 from tests.llm.guarded import KEY, PROMPT, SECRET, priced, shown, still_held
 from tests.llm.observed import Spans, total
-from tests.proxy import Proxy, proxy
+from tests.proxy import Proxy
 from tests.servers import Server
 
 LEASE = 2.0
@@ -48,6 +48,12 @@ class Between(Proxy):
 
     delay = 0.0
 
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await super()._serve(reader, writer)
+        except OSError:  # nobody is there: the same to whoever asks
+            writer.transport.abort()
+
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
@@ -60,10 +66,14 @@ class Between(Proxy):
 
 @pytest.fixture
 async def between(own_server: Server, tmp_path: Path) -> AsyncIterator[Between]:
-    async with proxy(own_server.path, tmp_path / "between") as one:
-        one.__class__ = Between
-        assert isinstance(one, Between)
+    one = Between(own_server.path, tmp_path / "between")
+    listener = await asyncio.start_unix_server(one._serve, str(one.path))
+    try:
         yield one
+    finally:
+        listener.close()
+        one.cut()
+        await asyncio.sleep(0.05)
 
 
 async def balanced(books: Books) -> None:
