@@ -11,6 +11,8 @@ from .wire import Endpoint
 LIMIT: Final = "observatory-limit"
 CODE: Final = "observatory-code"
 CALL: Final = "observatory-call-id"
+_OBEYED: Final = 60.0
+"""Seconds: an SDK that is told to wait longer comes again after its own, much shorter wait."""
 _ANTHROPIC: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -55,7 +57,7 @@ def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Ref
 
 def _passes(error: ObservatoryError) -> bool:
     """Whether the same call may be let in in a while, without anybody doing anything."""
-    if isinstance(error, BudgetExceeded):
+    if isinstance(error, BudgetExceeded) or (error.retry_after or 0.0) > _OBEYED:
         return False
     if isinstance(error, RateLimitExceeded):
         return error.retry_after is not None

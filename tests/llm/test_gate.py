@@ -199,6 +199,19 @@ async def test_an_sdk_comes_again_when_it_was_told_to(obs: Observatory, there: P
     assert len(there.requests) == 2
 
 
+@pytest.mark.parametrize("name", ["openai", "anthropic", "groq"])
+async def test_a_wait_that_no_sdk_obeys_is_not_begun(obs: Observatory, there: Provider, name: str) -> None:
+    """They come again at once when they are told of more than a minute: so they are told not to."""
+    obs.rate_limiter.define(Limit("few", 1, per="month", match="*"))
+    client = sdk(obs, there, name, retries=2)
+    async with closing(client):
+        await asking(client)
+        with obs.llm.collect() as calls, pytest.raises(ERRORS[name].RateLimitError) as refused:
+            await asking(client)
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    assert len(calls) == 1
+
+
 async def test_who_has_stood_in_line_all_its_time_is_told_not_to_come_again(obs: Observatory, there: Provider) -> None:
     obs.rate_limiter.define(Limit("one", 1, unit="slots", match="*"))
     client = sdk(obs, there, retries=2, wait=0.3)

@@ -226,3 +226,23 @@ async def test_settled_by_nobody_else_but_once(obs: Observatory, there: Provider
         await settled(obs)
     assert await shown(obs) == said(calls)
     assert (await shown(obs))["calls"] == 100 < PLENTY
+
+
+async def test_the_observatory_is_closed_while_a_call_stands_in_line(server: Server, namespace: str, there: Provider) -> None:
+    """It ends with a refusal, long before its time in line is over; the provider hears of nothing, and nothing is held."""
+    slot = Limit("one", 1, unit="slots", match="*")
+    async with Observatory("other", redis_url=server.url, namespace=namespace) as other:
+        other.rate_limiter.define(slot)
+        async with other.rate_limiter.reserve("one", {}):
+            obs = Observatory("test", redis_url=server.url, namespace=namespace)
+            client = sdk(obs, there, wait=60)
+            async with closing(client), asyncio.timeout(20):
+                async with obs:
+                    obs.rate_limiter.define(slot)
+                    standing = asyncio.ensure_future(asking(client))
+                    await asyncio.sleep(0.3)
+                with pytest.raises(openai.APIStatusError) as refused:
+                    await standing
+            assert "observatory-code" in refused.value.response.headers
+        assert not there.requests
+        assert await still_held(other) == 0
