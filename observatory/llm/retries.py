@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from .. import replies
 from ..clock import monotonic
 from ..features.retry import RetryBudget
+from ..features.retry.budget import WINDOW
 
 COUNT: Final = "x-stainless-retry-count"
 ADVICE: Final = "x-should-retry"
@@ -36,15 +37,14 @@ _MOST: Final = 1000
 
 
 class Habits:
-    """What one client was seen to do. last: the attempt that it makes no further one after. open: promises that it has."""
+    """What one client was seen to do. last: the attempt that it makes no further one after."""
 
-    __slots__ = ("comes", "lapsed", "last", "open")
+    __slots__ = ("comes", "lapsed", "last")
 
     def __init__(self) -> None:
         self.comes = False
         self.lapsed = 0
         self.last = _LAST
-        self.open = 0
 
     def came(self, attempt: int) -> None:
         self.comes, self.lapsed = True, 0
@@ -53,6 +53,7 @@ class Habits:
 
 
 class _Promise(NamedTuple):
+    at: float
     until: float
     habits: Habits
 
@@ -70,10 +71,10 @@ class Retries:
             self._budget().account(f"llm:{where}").calls += 1
             return True
         habits.came(attempt)
-        promised = self._promised.get(where, ())
+        promised = self._promised.get(where, [])
         mine = next((one for one in promised if one.habits is habits), None)
         if mine is not None:
-            self._over(where, mine)
+            promised.remove(mine)
             return True
         return await self._spend(where)
 
@@ -84,29 +85,31 @@ class Retries:
         if attempt >= habits.last or habits.lapsed >= _LAPSED:
             return True
         promised = self._promised.setdefault(where, [])
-        now = monotonic()
-        lapsed = next((one for one in promised if one.until < now), None)
-        if lapsed is not None:
-            lapsed.habits.lapsed += 1
-            self._over(where, lapsed)
-        elif (not habits.comes and habits.open >= _UNPROVEN) or not await self._budget().take(
-            self._budget().account(f"llm:{where}")
-        ):
-            return False
+        if not _lapsed(promised):
+            unproven = not habits.comes and sum(one.habits is habits for one in promised) >= _UNPROVEN
+            if unproven or not await self._spend(where):
+                return False
         asked = replies.wait(said) or 0.0
         wait = max(asked if asked <= _LONGEST else 0.0, min(_FIRST * 2**attempt, _BACKOFF))
         if len(promised) < _MOST:
-            habits.open += 1
-            promised.append(_Promise(monotonic() + wait + _LATE, habits))
+            now = monotonic()
+            promised.append(_Promise(now, now + wait + _LATE, habits))
         return True
 
     async def _spend(self, where: str) -> bool:
         return await self._budget().take(self._budget().account(f"llm:{where}"))
 
-    def _over(self, where: str, promise: _Promise) -> None:
-        self._promised[where].remove(promise)
-        promise.habits.open -= 1
-
     def forget(self) -> None:
         """A forked child has promised nothing."""
         self._promised.clear()
+
+
+def _lapsed(promised: list[_Promise]) -> bool:
+    """Whether there was one that nobody redeemed in time, and that the budget still counts."""
+    now = monotonic()
+    for one in [one for one in promised if one.until < now]:
+        one.habits.lapsed += 1
+        promised.remove(one)
+        if now - one.at < WINDOW:
+            return True
+    return False

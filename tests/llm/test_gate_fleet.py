@@ -239,6 +239,43 @@ async def test_the_budget_is_kept_for_those_who_come_again(opening: Open, there:
         assert len(there.requests) - seen >= 3 + 5
 
 
+async def test_retries_without_a_response_are_within_the_budget_too(opening: Open) -> None:
+    """Nobody could be told not to come: who comes all the same is refused, and the provider is not asked."""
+    obs = await opening(settings=Settings(llm=LlmSettings(breaker="off"), retry=RetrySettings(budget=0.0, budget_reserve=4)))
+    tried = 0
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tried
+        tried += 1
+        writer.transport.abort()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    gone = Provider()
+    gone.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    client = sdk(obs, gone, retries=2)
+    async with closing(client):
+        with obs.llm.collect() as calls:
+            errors = await asyncio.gather(*(asking(client) for _ in range(20)), return_exceptions=True)
+    server.close()
+    assert all(isinstance(error, openai.APIConnectionError | openai.InternalServerError) for error in errors)
+    assert tried == 24
+    assert {call.refused_by for call in calls if call.status == 503} == {"retry_budget_exceeded"}
+
+
+async def test_a_client_is_known_by_what_it_does(opening: Open, there: Provider) -> None:
+    """One that makes more attempts than usual has the further ones asked for when they come; and gets its own error."""
+    obs = await opening(settings=Settings(llm=LlmSettings(breaker="off"), retry=RetrySettings(budget=0.0, budget_reserve=3)))
+    there.says = lambda _: error(500)
+    client = sdk(obs, there, retries=3)
+    async with closing(client):
+        for attempts in (4, 1):
+            seen = len(there.requests)
+            with pytest.raises(openai.InternalServerError) as failed:
+                await asking(client)
+            assert failed.value.status_code == 500
+            assert len(there.requests) - seen == attempts
+
+
 async def test_a_provider_that_is_back_is_tried_again(obs: Observatory, there: Provider) -> None:
     """One failure, and the SDK's own retry finds it works: the call is fine."""
     answers = iter([error(500), error(503), document()])
