@@ -246,3 +246,26 @@ async def test_the_observatory_is_closed_while_a_call_stands_in_line(server: Ser
             assert "observatory-code" in refused.value.response.headers
         assert not there.requests
         assert await still_held(other) == 0
+
+
+@pytest.mark.parametrize("what", ["breaker", "pause"])
+async def test_what_begins_while_a_call_stands_in_line(obs: Observatory, there: Provider, what: str) -> None:
+    """Its turn comes too late: it is refused, the provider hears of nothing, and what its turn had given it goes back."""
+    slot = Limit("one", 1, unit="slots", match="*")
+    obs.rate_limiter.define(slot, Limit("tokens", PLENTY, per="month", unit="tokens", match="*"))
+    client = sdk(obs, there, wait=20)
+    async with closing(client):
+        async with obs.rate_limiter.reserve("one", {}):
+            standing = asyncio.ensure_future(asking(client))
+            await asyncio.sleep(0.3)
+            if what == "breaker":
+                await obs.breaker("openai/m-1").force("open", reason="test")
+            else:
+                await obs.pauses.begin("openai", "m-1", seconds=60)
+        with pytest.raises(openai.APIStatusError) as refused:
+            await standing
+        assert refused.value.response.headers["observatory-code"] == ("circuit_open" if what == "breaker" else "cooling_down")
+        assert not there.requests
+        await settled(obs)
+        assert await still_held(obs) == 0
+        assert {*(await shown(obs, slot)).values()} == {0}
