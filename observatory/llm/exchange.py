@@ -24,6 +24,7 @@ from ..clock import monotonic
 from ..errors import ObservatoryError
 from ..logs import INTERNAL
 from ..types import Amount, Dimensions, Unit
+from ..units import MAX_EXACT
 from . import conventions
 from .call import Usage
 from .collecting import blocks
@@ -129,7 +130,11 @@ class Exchange:
             "operation": self.operation,
             "kind": "llm",
         }
-        asked = Asked(self.where, self.model, self._key, known, self._cost_estimated() if gate.limits else {})
+        cost: Mapping[Unit, Amount] = {}
+        if gate.limits:
+            with quietly():  # what cannot be estimated is counted when it is known, and refused to nobody
+                cost = self._cost_estimated()
+        asked = Asked(self.where, self.model, self._key, known, cost)
         try:
             self._passed = await gate.enter(asked, wait)
         finally:
@@ -274,7 +279,7 @@ def _spent(used: Used, nano_usd: int | None) -> dict[Unit, Amount]:
         "tokens": usage.total_tokens,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
-        "usd": Decimal(nano_usd or 0).scaleb(-9),
+        "usd": Decimal(min(nano_usd or 0, MAX_EXACT)).scaleb(-9),
     }
 
 

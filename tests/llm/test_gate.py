@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import groq
 import openai
 import pytest
 
-from observatory import Limit, Observatory, Override
+from observatory import Limit, Observatory, Override, Price
 from observatory.clock import monotonic
 from observatory.settings import LlmSettings, Settings
 from tests.conftest import Open
@@ -327,3 +328,31 @@ async def test_a_strange_request_is_the_providers_to_refuse(obs: Observatory, th
         await settled(obs)
     assert len(there.requests) == 1
     assert (await shown(obs))["tokens"] == 18
+
+
+async def test_a_price_beyond_counting(obs: Observatory, there: Provider) -> None:
+    """Held as the whole budget, and settled with what it came to."""
+    obs.rate_limiter.define(Limit("money", 4_000_000, per="month", unit="usd", match="*"))
+    obs.llm.prices.set("openai/*", Price(input=1, output=1_000_000))
+    client = sdk(obs, there)
+    async with closing(client):
+        with obs.llm.collect() as calls:
+            await asking(client, max_tokens=10**9)
+        await settled(obs)
+    (call,) = calls
+    assert call.cost_usd == 4_000_000 - Decimal((await obs.rate_limiter.peek("money")).remaining)
+
+
+async def test_a_client_on_another_loop(obs: Observatory, there: Provider) -> None:
+    """An Observatory is of one loop: a call elsewhere that limits apply to is told so, and does not hang."""
+    obs.rate_limiter.define(*COUNTED)
+
+    async def elsewhere() -> str:
+        client = sdk(obs, there)
+        async with closing(client), asyncio.timeout(10):
+            with pytest.raises(openai.InternalServerError) as refused:
+                await asking(client)
+        return str(refused.value.response.headers["observatory-code"])
+
+    assert await asyncio.to_thread(lambda: asyncio.run(elsewhere())) == "not_open"
+    assert not there.requests
