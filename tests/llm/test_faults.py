@@ -59,8 +59,11 @@ class Between(Proxy):
             while data := await reader.read(65536):
                 if self.delay and not up:
                     await asyncio.sleep(self.delay)
-                writer.write(data)
-                await writer.drain()
+                while up and self.deaf:
+                    await asyncio.sleep(0.01)
+                if up or not self.swallow_replies:
+                    writer.write(data)
+                    await writer.drain()
         writer.close()
 
 
@@ -147,7 +150,7 @@ async def _storm(books: Books, dice: random.Random, calls: int, *, cancel: bool)
     await asyncio.gather(*(one(number, fault) for number, fault in enumerate(faults)))
 
 
-@pytest.mark.parametrize("how", ["cut", "slow", "restarted", "stopped", "replies lost"])
+@pytest.mark.parametrize("how", ["cut", "slow", "restarted", "stopped", "deaf", "replies lost"])
 async def test_the_store_fails_under_calls(
     own_server: Server, between: Between, there: Faulty, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
@@ -164,8 +167,10 @@ async def test_the_store_fails_under_calls(
             await until(lambda: len(there.heard) > 20, "many are under way")
             if how == "slow":
                 between.delay = 0.2
-            elif how == "replies lost":
+            elif how == "deaf":
                 between.deaf = True
+            elif how == "replies lost":
+                between.swallow_replies = True
             elif how == "stopped":
                 own_server.signal(signal.SIGSTOP)
             elif how == "restarted":
@@ -175,6 +180,9 @@ async def test_the_store_fails_under_calls(
             await _storm(books, dice, 40, cancel=False)
             await asyncio.sleep(0.5)
             between.delay, between.deaf = 0.0, False
+            if between.swallow_replies:
+                between.swallow_replies = False
+                between.cut()
             if how == "restarted":
                 own_server.start()
             own_server.signal(signal.SIGCONT)
