@@ -214,6 +214,28 @@ async def test_what_says_nothing_against_a_provider(opening: Open, there: Provid
     assert len(there.requests) == 5
 
 
+async def test_a_probe_that_is_told_to_come_later_has_found_nothing(opening: Open, there: Provider) -> None:
+    """429 is no proof that a provider works: the next call tries again."""
+    obs = await opening(settings=Settings(breakers={"openai": BreakerSettings(consecutive=1, open_for=0.2)}))
+    breaker = obs.breaker("openai/m-1")
+    client = sdk(obs, there)
+    async with closing(client):
+        there.says = lambda _: error(500)
+        with pytest.raises(openai.InternalServerError):
+            await asking(client)
+        await until(lambda: breaker.state == "half_open", "it may be tried", 5.0)
+        there.says = lambda _: error(429)
+        with pytest.raises(openai.RateLimitError):
+            await asking(client)
+        await obs.breakers.flush()
+        assert breaker.state != "closed"
+        assert len(there.requests) == 2
+        there.says = lambda _: document()
+        await asking(client)
+        assert len(there.requests) == 3
+        await until(lambda: breaker.state == "closed", "it is closed", 5.0)
+
+
 async def test_an_outage_is_not_multiplied(server: Server, namespace: str, there: Provider) -> None:
     """Four processes, 60 calls each, two retries: a provider that is down hears of each call once, of a tenth of them again,
     and of the reserve. What comes out is its own error."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import h2.config
@@ -85,7 +86,7 @@ async def test_what_we_lean_on(obs: Observatory, library: Any) -> None:
     assert isinstance(ours, lib.AsyncClient)
     assert set(ours._mounts) == set(bare._mounts)
     assert all(isinstance(one.inner, lib.AsyncHTTPTransport) for one in (ours._transport, *ours._mounts.values()))
-    response = lib.Response(200, stream=ours._transport.passing(lib.ByteStream(b"x"), None))
+    response = lib.Response(200, stream=ours._transport.passing(lib.ByteStream(b"x"), SimpleNamespace(over=True)))
     assert not response.is_closed
 
 
