@@ -284,6 +284,18 @@ async def test_retries_without_a_response_are_within_the_budget_too(opening: Ope
     assert {call.refused_by for call in calls if call.status == 503} == {"retry_budget_exceeded"}
 
 
+async def test_last_attempts_ask_for_nothing(opening: Open, there: Provider) -> None:
+    """Nobody comes after them: two calls of three attempts take four retries, and no more."""
+    obs = await opening(settings=Settings(llm=LlmSettings(breaker="off"), retry=RetrySettings(budget=0.0, budget_reserve=4)))
+    there.says = lambda _: error(500)
+    client = sdk(obs, there, retries=2)
+    async with closing(client):
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError):
+                await asking(client)
+    assert len(there.requests) == 6
+
+
 async def test_a_client_is_known_by_what_it_does(opening: Open, there: Provider) -> None:
     """One that makes more attempts than usual has the further ones asked for when they come; and gets its own error."""
     obs = await opening(settings=Settings(llm=LlmSettings(breaker="off"), retry=RetrySettings(budget=0.0, budget_reserve=3)))
