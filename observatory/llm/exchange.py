@@ -24,7 +24,6 @@ from ..clock import monotonic
 from ..errors import ObservatoryError
 from ..logs import INTERNAL
 from ..types import Amount, Dimensions, Unit
-from ..units import MAX_EXACT
 from . import conventions
 from .call import Usage
 from .collecting import blocks
@@ -279,7 +278,7 @@ def _spent(used: Used, nano_usd: int | None) -> dict[Unit, Amount]:
         "tokens": usage.total_tokens,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
-        "usd": Decimal(min(nano_usd or 0, MAX_EXACT)).scaleb(-9),
+        "usd": Decimal(nano_usd or 0).scaleb(-9),
     }
 
 

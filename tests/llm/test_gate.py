@@ -331,7 +331,7 @@ async def test_a_strange_request_is_the_providers_to_refuse(obs: Observatory, th
 
 
 async def test_a_price_beyond_counting(obs: Observatory, there: Provider) -> None:
-    """Held as the whole budget, and settled with what it came to."""
+    """Of an estimate that is beyond counting nothing is held; it is settled with what it came to."""
     obs.rate_limiter.define(Limit("money", 4_000_000, per="month", unit="usd", match="*"))
     obs.llm.prices.set("openai/*", Price(input=1, output=1_000_000))
     client = sdk(obs, there)
