@@ -6,6 +6,7 @@ from . import (
     bench_cache,
     bench_cache_near,
     bench_growth,
+    bench_guarded,
     bench_metrics,
     bench_rate_limiter,
     bench_reservations,
@@ -26,5 +27,6 @@ if __name__ == "__main__":
         main(bench_cache_near.BENCHMARK),
         main(bench_resilience.BENCHMARK),
         main(bench_transport.BENCHMARK),
+        main(bench_guarded.BENCHMARK),
     ]
     sys.exit(max(broken))

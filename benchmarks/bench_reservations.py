@@ -4,18 +4,10 @@ python -m benchmarks.bench_reservations [--rounds 7] [--quick] [--write]
 """
 
 import asyncio
-import importlib.metadata
-import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import cache
-from pathlib import Path
-from shutil import which
-
-from platformdirs import user_cache_path
 
 from observatory import Limit, RateLimitExceeded
 
@@ -24,6 +16,7 @@ from .contest import Server
 from .elsewhere import Elsewhere, elsewhere
 from .goals import times_the_best
 from .harness import Benchmark, BrokenContender, Contender, Once, Plan, Study, Table, main, reached
+from .interpreters import drivers, having, version
 from .limiters import OURS, opened
 
 VERSION = "14.0.0"
@@ -104,36 +97,13 @@ async def _returned(server: Server, tasks: int, beside: int) -> tuple[int, int]:
     return said, taken - counted
 
 
-def _interpreters() -> list[str]:
-    """Python 3.12 or newer: this one, else by name on PATH, else where pyenv puts them."""
-    if sys.version_info >= (3, 12):
-        return [sys.executable]
-    found = [path for minor in (14, 13, 12) if (path := which(f"python3.{minor}")) is not None]
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    return found + [os.fspath(path) for minor in (14, 13, 12) for path in pyenv.glob(f"3.{minor}.*/bin/python")]
-
-
-def _said(*command: str) -> str | None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-@cache
 def _python_of_theirs() -> str:
-    """An interpreter that has token-throttle: a virtual environment in the user's cache, made when it is not there."""
-    home = user_cache_path("observatory-benchmarks") / f"token-throttle-{VERSION}"
-    python = os.fspath(home / "bin" / "python")
-    if home.exists() and _said(python, "-c", "import token_throttle, redis") is not None:
-        return python
-    drivers = [f"{name}=={importlib.metadata.version(name)}" for name in ("redis", "hiredis")]
-    install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    for one in _interpreters():
-        made = _said(one, "-m", "venv", "--clear", os.fspath(home)) is not None
-        if made and _said(python, *install, f"token-throttle=={VERSION}", *drivers) is not None:
-            return python
-    raise BrokenContender(
-        "it needs Python 3.12 and PyPI. It documents about 180 operations/s of 1,000 workers on one hot Redis bucket"
-    )
+    found = having("token_throttle", (f"token-throttle=={VERSION}", *drivers()), newer_than=(3, 12))
+    if found is None:
+        raise BrokenContender(
+            "it needs Python 3.12 and PyPI. It documents about 180 operations/s of 1,000 workers on one hot Redis bucket"
+        )
+    return found
 
 
 def _theirs(name: str, at_once: int) -> Contender:
@@ -153,7 +123,7 @@ def _theirs(name: str, at_once: int) -> Contender:
 
 def _version_of_theirs() -> str:
     try:
-        return _said(_python_of_theirs(), "-c", "import platform; print(platform.python_version())") or "unknown"
+        return version(_python_of_theirs())
     except BrokenContender:
         return "3.12 or newer, which is missing here"
 

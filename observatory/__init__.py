@@ -1,6 +1,7 @@
 """Observatory: a fleet of asyncio LLM applications acts as one, through the Redis it already has."""
 
 from .client import Observatory
+from .costs import Budget, CostReport, CostRow, Costs, ModelPrice, WhatIf
 from .errors import (
     AnswerInterrupted,
     BudgetExceeded,
@@ -43,6 +44,7 @@ __all__ = [
     "AnswerInterrupted",
     "Breaker",
     "BreakerReport",
+    "Budget",
     "BudgetExceeded",
     "Cache",
     "CacheComputationFailed",
@@ -53,6 +55,9 @@ __all__ = [
     "CircuitOpen",
     "ConfigurationError",
     "CoolingDown",
+    "CostReport",
+    "CostRow",
+    "Costs",
     "Counter",
     "Decision",
     "Gauge",
@@ -63,6 +68,7 @@ __all__ = [
     "Logger",
     "Metric",
     "Metrics",
+    "ModelPrice",
     "NotEncodable",
     "NotFound",
     "NotOpen",
@@ -88,5 +94,6 @@ __all__ = [
     "UnknownLimit",
     "Usage",
     "ValueTooLarge",
+    "WhatIf",
     "__version__",
 ]

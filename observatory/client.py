@@ -14,10 +14,10 @@ from .errors import NotOpen
 from .features.breaker import Breaker
 from .features.cache import Cache
 from .features.presence import Member, Presence
-from .household import Household
 from .llm import Usage
 from .names import INSTANCES
 from .settings import Settings
+from .staging import Staged
 from .store.check import Health
 from .store.store import Store
 from .tracing import trace_id
@@ -28,7 +28,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Observatory(Household):
+class Observatory(Staged):
     """One per process, made at import time: no I/O, no event loop, until it is opened. Opening is counted (nesting is fine) and
     may be repeated.
 

@@ -36,8 +36,16 @@ MAX_DIMENSIONS = 64
 MAX_VALUE = 8192
 
 
+class Known(dict[str, str]):
+    """Dimensions that were checked, and are not changed any more: they are not checked again."""
+
+    __slots__ = ()
+
+
 def checked(dimensions: Mapping[str, object], what: str = "dimension") -> dict[str, str]:
     """The same mapping with its names and values checked; InvalidArgument names what is wrong."""
+    if type(dimensions) is Known:
+        return dimensions
     if not isinstance(dimensions, Mapping):
         raise InvalidArgument(f"{what}s must be a mapping of strings, got {type(dimensions).__name__}")
     if len(dimensions) > MAX_DIMENSIONS:
@@ -49,7 +57,7 @@ def checked(dimensions: Mapping[str, object], what: str = "dimension") -> dict[s
             raise InvalidArgument(f"{what} {name} must be a non-empty string, got {value!r:.80}")
         if len(value) > MAX_VALUE:
             raise InvalidArgument(f"{what} {name} must be at most {MAX_VALUE} characters, got {len(value)}")
-    return {name: str(value) for name, value in dimensions.items()}
+    return Known((name, str(value)) for name, value in dimensions.items())
 
 
 _DIGEST = re.compile(r"[0-9a-f]{12}")

@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 from .background import Job
-from .clock import ServerClock
+from .clock import RoomClock
+from .costs import Costs
 from .duties import COMPACT_EVERY, duty
+from .features.alerts import Alerts
 from .features.breaker import Breakers, Pauses
 from .features.cache import Bounds, CacheSpace, UntypedCaches
 from .features.dead_letters import DeadLetters
@@ -45,7 +47,7 @@ class Household:
         self._given = {"service_name": service_name, "redis_url": redis_url, "namespace": namespace}
         self._fixed = settings
         self._role = role
-        self._clock: Clock = clock or ServerClock()
+        self._clock = RoomClock(clock)
         self._lifetime = Lifetime(
             role,
             flush=self._last_flush,
@@ -95,6 +97,7 @@ class Household:
         lifetime, settings = self._lifetime, self.settings
         return RateLimiter(
             *(lifetime.store, self._clock, self.metrics, settings.limits),
+            alerts=Alerts(lifetime.store, self.metrics, lambda: self.events),
             replicas=settings.redis.replicas,
             owner=lambda: lifetime.identity,
             instances=lifetime.most_live,
@@ -108,12 +111,18 @@ class Household:
     @room
     def retry_budget(self) -> RetryBudget:
         lifetime, settings = self._lifetime, self.settings.retry
-        return RetryBudget(lifetime.store, share=settings.budget, reserve=settings.budget_reserve, instances=lifetime.most_live)
+        return RetryBudget(
+            lifetime.store,
+            share=settings.budget,
+            reserve=settings.budget_reserve,
+            instances=lifetime.most_live,
+            clock=self._clock,
+        )
 
     @room
     def breakers(self) -> Breakers:
         """All of them; `obs.breaker(name)` is one."""
-        return Breakers(self._lifetime.store, self.metrics, self.settings.breakers)
+        return Breakers(self._lifetime.store, self.metrics, self.settings.breakers, self._clock)
 
     @property
     def pauses(self) -> Pauses:
@@ -157,6 +166,16 @@ class Household:
         return Prices(self.settings.prices, Catalogue())
 
     @room
+    def costs(self) -> Costs:
+        """What calls have cost, and how far budgets are spent."""
+        return Costs(
+            *(self._lifetime.store, self._clock),
+            dimensions=lambda: self.settings.metrics.dimensions,
+            limits=self.rate_limiter.limits,
+            prices=lambda: self._prices,
+        )
+
+    @room
     def _desk(self) -> Desk:
         return Desk(
             calls=lambda: self._calls,
@@ -164,8 +183,9 @@ class Household:
             tracing=lambda: self.tracing,
             prices=lambda: self._prices,
             now_us=self._lifetime.now_us,
-            gate=Gate(lambda: self.rate_limiter, lambda: self.breakers, lambda: self.settings.llm),
-            retries=Retries(lambda: self.retry_budget),
+            gate=Gate(lambda: self.rate_limiter, lambda: self.breakers, lambda: self.settings.llm, self._clock),
+            retries=Retries(lambda: self.retry_budget, lambda: self.metrics),
+            captures=lambda: self.settings.llm.capture_content == "on",
         )
 
     @room
@@ -178,7 +198,7 @@ class Household:
         """What `Cache(obs=...)` is made from; `obs.cache(T)` is the usual way."""
         cache, lifetime = self.settings.cache, self._lifetime
         return CacheSpace(
-            *(lifetime.cache_store, self.metrics, lifetime.now_us),
+            *(lifetime.cache_store, self.metrics, lambda: lifetime.now_us() + self._clock.ahead_us()),
             ttl=cache.ttl,
             jitter=cache.jitter,
             max_value=cache.max_value,
@@ -238,6 +258,12 @@ class Household:
 
     def _forget(self) -> None:
         """A forked child keeps the rooms, and nothing that was in them."""
+        self._empty()
+        for name in ("logger", "tracing"):
+            if name in self.__dict__:
+                self.__dict__[name].forget(self.instance)
+
+    def _empty(self) -> None:
         for name in (
             "metrics",
             "events",
@@ -251,9 +277,6 @@ class Household:
         ):
             if name in self.__dict__:
                 self.__dict__[name].forget()
-        for name in ("logger", "tracing"):
-            if name in self.__dict__:
-                self.__dict__[name].forget(self.instance)
 
 
 async def _each(*work: Awaitable[object]) -> list[BaseException]:

@@ -102,6 +102,19 @@ class Keys:
     def alert(self, limit: str, identity: str, fraction: float, window: int) -> Key:  # string: told already
         return Key(f"{self._prefix}:rate_limiter:{{r}}:alert:{limit}:{part(identity)}:{fraction:g}:{window}")
 
+    def charged(self) -> Key:  # zset: "limit identity" of limits that count usd, by the last moment that somebody told (us)
+        return Key(f"{self._prefix}:rate_limiter:{{r}}:charged")
+
+    def charged_limits(self) -> Key:  # hash: such a limit -> JSON of all of it
+        return Key(f"{self._prefix}:rate_limiter:{{r}}:charged:limits")
+
+    # alerts, in the slot of what is told already
+    def alerts_outbox(self) -> Key:  # stream: id, type and body of what waits for webhooks
+        return Key(f"{self._prefix}:alerts:{{r}}:outbox")
+
+    def alert_sent(self, place: str, receiver: str) -> Key:  # string: a webhook has acknowledged this entry
+        return Key(f"{self._prefix}:alerts:{{r}}:sent:{place}:{receiver}")
+
     # metrics
     def metric_writer(self, partition: int, writer: str) -> Key:  # string: the writer's watermark
         return Key(f"{self._prefix}:metrics:{{t{partition}}}:writer:{writer}")

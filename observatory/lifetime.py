@@ -112,6 +112,11 @@ class Lifetime:
         now_us = self._store.server_us() if self._store is not None else None
         return time.time_ns() // 1000 if now_us is None else now_us
 
+    def start_over(self) -> None:
+        """While it is closed: the next opening is somewhere else, where nobody knows this process."""
+        self._bury()
+        self._number = None
+
     # opening
     async def open(self, load: Callable[[], Settings]) -> None:
         """The first one opens; the others are counted."""

@@ -44,6 +44,8 @@ SERIES_FOLDED: Final = "observatory_series_folded_total"
 VALUES_REFUSED: Final = "observatory_values_refused_total"
 RESERVATIONS_REAPED: Final = "observatory_reservations_reaped_total"
 LIMIT_ALERTS: Final = "observatory_limit_alerts_total"
+ALERTS_SENT: Final = "observatory_alerts_sent_total"
+ALERTS_DROPPED: Final = "observatory_alerts_dropped_total"
 LIMIT_UTILIZATION: Final = "observatory_limit_utilization_ratio"
 WAIT_SECONDS: Final = "observatory_wait_seconds"
 INSTANCES: Final = "observatory_instances"
@@ -105,6 +107,8 @@ OURS: Final[dict[str, Definition]] = {
     VALUES_REFUSED: Definition("counter", "", "Recordings refused because their value was not acceptable, by metric"),
     RESERVATIONS_REAPED: Definition("counter", "", "Reservations settled after they had run out"),
     LIMIT_ALERTS: Definition("counter", "", "Limits of which a fraction was used, by limit and fraction"),
+    ALERTS_SENT: Definition("counter", "", "Alerts carried to a webhook, by outcome: delivered, failed (it is tried again)"),
+    ALERTS_DROPPED: Definition("counter", "", "Alerts that left the outbox unsent, by reason: full, expired (a day old)"),
     LIMIT_UTILIZATION: Definition("gauge", "1", "The most used of a limit seen here in 10 s, to within 0.01: ask for max"),
     WAIT_SECONDS: Definition("histogram", "s", "Time stood in line, by limit and outcome"),
     INSTANCES: Definition("gauge", "{instance}", "Open processes, by role"),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from logging import CRITICAL, DEBUG, ERROR, INFO, WARNING, LogRecord
 from typing import Any, Literal
 
@@ -13,9 +13,28 @@ from opentelemetry import context, trace
 Signal = Literal["traces", "logs"]
 
 
+_muted = 0
+
+
+def is_muted() -> bool:
+    """Whether nothing may leave the process now."""
+    return _muted > 0
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Nothing that begins in this block leaves the process, whatever the variables say."""
+    global _muted  # noqa: PLW0603
+    _muted += 1
+    try:
+        yield
+    finally:
+        _muted -= 1
+
+
 def endpoint(signal: Signal) -> str | None:
     """Where the signal goes; None: nowhere."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if _muted or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     if os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "otlp").strip().lower() not in ("otlp", ""):
         return None

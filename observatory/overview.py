@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from . import units as numbers
-from .clock import ServerClock
+from .clock import RoomClock
 from .dimensions import checked
 from .errors import InvalidArgument, ObservatoryError, StoreUnavailable
 from .features.rate_limiter import Decision, Limit, LimitRef, Override, RateLimiter
@@ -129,7 +129,7 @@ class _Search:
     def __init__(self, store: Store, limits: Iterable[Limit], share: float) -> None:
         self._store = store
         self._share = share
-        self._desk = Desk(lambda: store, ServerClock(), 0)
+        self._desk = Desk(lambda: store, RoomClock(), 0)
         self._policies: dict[str, Policy | None] = {limit.name: Policy(limit) for limit in limits}
         self._long = {
             name: {part(identity): identity for identity in policy.limit.overrides}

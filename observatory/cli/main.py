@@ -11,13 +11,14 @@ from ..errors import InvalidArgument, StoreMisconfigured
 from ..features.presence import Member
 from ..store.check import Finding, describe, findings
 from ..version import __version__
-from . import ask, breakers, cache, limits, processes, streams
+from . import ask, breakers, cache, costs, limits, processes, streams
 from .context import OUT, AsJson, Context, done, show_json, show_table
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(limits.rate_limiter, name="rate-limiter")
 app.add_typer(cache.cache, name="cache")
 app.add_typer(breakers.breaker, name="breaker")
+app.add_typer(costs.costs, name="costs")
 app.add_typer(ask.metrics, name="metrics")
 app.add_typer(streams.events, name="events")
 app.add_typer(streams.dead_letters, name="dead-letters")
@@ -115,7 +116,7 @@ async def _settings(context: Context) -> Any:
 @app.command()
 def worker(
     context: typer.Context,
-    roles: Annotated[str | None, typer.Option(help="all, or some of events, audit; separated by commas")] = None,
+    roles: Annotated[str | None, typer.Option(help="all, or some of events, alerts, audit; separated by commas")] = None,
     concurrency: Annotated[int | None, typer.Option(min=2, help="stream entries in hand at once; default 64")] = None,
     number: Annotated[int, typer.Option("--processes", min=1)] = 1,
     health_port: Annotated[int | None, typer.Option(help="/livez and /readyz on this port; 0: any free one")] = None,

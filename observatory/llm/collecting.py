@@ -43,7 +43,7 @@ class Call(msgspec.Struct, frozen=True):
     """Seconds that it stood in line; latency begins afterwards."""
 
 
-class _Block:
+class Block:
     """What has finished inside of it. Later, nobody listens."""
 
     __slots__ = ("calls", "over")
@@ -53,7 +53,7 @@ class _Block:
         self.over = False
 
 
-Blocks = tuple[_Block, ...]
+Blocks = tuple[Block, ...]
 _blocks: ContextVar[Blocks] = ContextVar("observatory_collecting", default=())
 
 
@@ -71,7 +71,7 @@ def hand(call: Call, around: Blocks) -> None:
 @contextmanager
 def collecting() -> Iterator[list[Call]]:
     """The calls that begin and finish inside of it, in this task and those it starts, in the order in which they finish."""
-    block = _Block()
+    block = Block()
     token = _blocks.set((*_blocks.get(), block))
     try:
         yield block.calls

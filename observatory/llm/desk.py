@@ -1,7 +1,7 @@
 """What the calls of a process have in common: where they are written down, who lets them in, what answers are expected."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Any, Final, Protocol
 
 from .. import names
@@ -9,6 +9,7 @@ from ..logs import INTERNAL
 from ..names import Metric
 from ..tracing import Tracing
 from .call import Calls, Spreading
+from .collecting import Blocks
 from .gate import Gate
 from .outputs import Outputs
 from .prices import Prices
@@ -37,6 +38,7 @@ class Desk:
         now_us: Callable[[], int],
         gate: Gate,
         retries: Retries,
+        captures: Callable[[], bool],
     ) -> None:
         self.calls = calls
         self.metrics = metrics
@@ -45,9 +47,15 @@ class Desk:
         self.now_us = now_us
         self.gate = gate
         self.retries = retries
+        self.captures = captures
+        """Whether prompts and answers are on spans."""
         self.outputs = Outputs()
         self._gaps: dict[tuple[str, str], Spreading] = {}
         self._open: Any = None
+        self.everything: Blocks = ()
+        """Where every call is told, whoever asks."""
+        self.answering: Callable[[Any], Awaitable[Any]] | None = None
+        """Who answers requests in place of the network; None: the network does."""
 
     def gaps(self, provider: str, model: str) -> Spreading:
         """The times between tokens of one model."""
@@ -76,10 +84,19 @@ class Desk:
         self.retries.forget()
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """What is recorded must never break the call."""
-    try:
-        yield
-    except Exception as error:  # of ours, or of somebody's tokenizer, sampler, exporter
-        INTERNAL.warning("an LLM call could not be recorded: %s", type(error).__name__, exc_info=True)
+class _Quietly:
+    """A class, since a generator takes four times as long, and every call comes by many times."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        INTERNAL.warning("an LLM call could not be recorded: %s", type(error).__name__, exc_info=error)
+        return True
+
+
+quietly: Final = _Quietly()
+"""What is recorded must never break the call: errors of ours, or of somebody's tokenizer, sampler, exporter, are lines."""

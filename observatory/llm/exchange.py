@@ -27,6 +27,7 @@ from ..types import Amount, Dimensions, Unit
 from . import conventions
 from .call import Usage
 from .collecting import blocks
+from .content import Texts, asked
 from .desk import Desk, quietly
 from .gate import Asked, Passed, Spent, works
 from .outputs import LARGEST
@@ -58,6 +59,7 @@ class Exchange:
         "attempt",
         "began",
         "cached",
+        "content",
         "desk",
         "endpoint",
         "estimate",
@@ -87,6 +89,8 @@ class Exchange:
         self.cached = False
         """The answer is not from the provider, and costs nothing."""
         self.waited = 0.0
+        self.content: Texts | None = None
+        """The answer's, where it is captured."""
         self._passed: Passed | None = None
         self.refused_by: str | None = None
         self._key = call.key or ""
@@ -94,15 +98,19 @@ class Exchange:
         if call.key:
             known.setdefault("key", call.key)
         self.known: Mapping[str, str] = known
-        self.around = blocks()
+        self.around = (*blocks(), *desk.everything)
         self._reader: Reader | None = None
         self._done = False
         self.span: Span | None = None
-        with quietly():
+        with quietly:
             desk.open(1)
             self.span = desk.tracing().started(conventions.name(call), {**extra, **conventions.asked(call)}, kind="client")
             if call.attempt:
                 self.span.set_attribute("http.request.resend_count", call.attempt)
+            if desk.captures():
+                self.content = Texts()
+                for attribute, said in asked(call.document).items():
+                    desk.tracing().content(self.span, attribute, said)
         self.started_us = desk.now_us()
         self.began = monotonic()
 
@@ -122,16 +130,11 @@ class Exchange:
     async def enter(self, wait: float) -> None:
         """See Gate.enter; RetryBudgetExceeded. From here on its time runs."""
         gate = self.desk.gate
-        known = {
-            **self.known,
-            "provider": self.provider,
-            "model": self.model,
-            "operation": self.operation,
-            "kind": "llm",
-        }
+        known = dimensions.Known(self.known)
+        known.update(provider=self.provider, model=self.model, operation=self.operation, kind="llm")
         cost: Mapping[Unit, Amount] = {}
         if gate.limits:
-            with quietly():  # what cannot be estimated is counted when it is known, and refused to nobody
+            with quietly:  # what cannot be estimated is counted when it is known, and refused to nobody
                 cost = self._cost_estimated()
         asked = Asked(self.where, self.model, self._key, known, cost)
         try:
@@ -148,11 +151,11 @@ class Exchange:
     def answering(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of the response is there."""
         self.status = status
-        with quietly():
+        with quietly:
             if self._passed is not None:
                 self._passed.answered(status, headers)
             kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
-            self._reader = Reader(self.endpoint, status, kind, encoding, tokenizer=self.tokenizer)
+            self._reader = Reader(self.endpoint, status, kind, encoding, tokenizer=self.tokenizer, content=self.content)
 
     def heard(self, chunk: bytes) -> None:
         """A chunk, as it is on the wire."""
@@ -173,7 +176,7 @@ class Exchange:
     def moved(self, status: int) -> None:
         """It is to be asked elsewhere: the call is the one that is made there."""
         self._done = True
-        with quietly():
+        with quietly:
             self.desk.open(-1)
             if self._passed is not None:
                 self._passed.leave(True, "nothing")
@@ -208,24 +211,24 @@ class Exchange:
             return
         self._done = True
         latency = max(0.0, monotonic() - self.began)
-        with quietly():
+        with quietly:
             self.desk.open(-1)
         reading = Reading()
         nano_usd: int | None = None
         why: str | None = _UNREAD
         reader, self._reader = self._reader, None
-        with quietly():
+        with quietly:
             if reader is not None:
                 reading = reader.end(estimate=self.estimate, cut=cut)
             why = self._why(reading, error, cut=cut)
             nano_usd = 0 if self.cached else self._cost(reading)
         if self._passed is not None:
             spent: Spent = "estimate"
-            with quietly():
+            with quietly:
                 spent = self._spent(reading, nano_usd, error)
-            with quietly():  # whatever went wrong above: what is held must never stay held
+            with quietly:  # whatever went wrong above: what is held must never stay held
                 self._passed.leave(self._works(why, error), spent)
-        with quietly():
+        with quietly:
             tell(self, Ended(reading, nano_usd, latency, why, error))
 
     def _works(self, why: str | None, error: BaseException | None) -> bool | None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple
 
 from .. import replies
-from ..clock import monotonic
+from ..clock import RoomClock, monotonic
 from ..errors import InvalidArgument, NotOpen, ObservatoryError, StoreError
 from ..features.breaker import Breaker, Breakers
 from ..features.breaker.breaker import Let
@@ -58,12 +58,17 @@ class Gate:
     """Of one process. Rooms are asked for when they are needed."""
 
     def __init__(
-        self, limiter: Callable[[], RateLimiter], breakers: Callable[[], Breakers], settings: Callable[[], LlmSettings]
+        self,
+        limiter: Callable[[], RateLimiter],
+        breakers: Callable[[], Breakers],
+        settings: Callable[[], LlmSettings],
+        clock: RoomClock,
     ) -> None:
+        self._clock = clock
         self._limiter = limiter
         self._breakers = breakers
         self._settings = settings
-        self._names: set[str] = set()
+        self._known: dict[tuple[str, str], Breaker] = {}
         self._inside: set[Passed] = set()
         self._working: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -78,16 +83,19 @@ class Gate:
         """Whether any limit may apply to a call: else nobody asks for an estimate."""
         return self._limiter().any_match
 
+    def missing(self, dimensions: Mapping[str, str]) -> str | None:
+        """A dimension without which no call is let in."""
+        return next((name for name in self._settings().require if name not in dimensions), None)
+
     async def enter(self, asked: Asked, wait: float) -> "Passed":
         """InvalidArgument: a dimension is missing. CoolingDown, CircuitOpen, RateLimitExceeded: not now. StoreUnavailable: a
         limit that counts on the store, which is away. wait: seconds, for pauses and lines together."""
         settings = self._settings()
-        for name in settings.require:
-            if name not in asked.dimensions:
-                raise InvalidArgument(
-                    f"LLM calls must say their {name}", remedy=f'obs.bind({name}="…"), or leave it out of [llm] require'
-                )
-        until = monotonic() + wait
+        if (missing := self.missing(asked.dimensions)) is not None:
+            raise InvalidArgument(
+                f"LLM calls must say their {missing}", remedy=f'obs.bind({missing}="…"), or leave it out of [llm] require'
+            )
+        until = self._clock.monotonic() + wait
         breaker = self._breaker(asked) if settings.breaker == "on" else None
         let = await breaker.begin() if breaker is not None and breaker.state != "closed" else None
         held: PendingReservation | None = None
@@ -113,7 +121,7 @@ class Gate:
         if not self.limits:
             return None
         pending = self._limiter().reserve(
-            "*", asked.dimensions, asked.cost, timeout=max(until - monotonic(), 0.0), lease=_LEASE
+            "*", asked.dimensions, asked.cost, timeout=max(until - self._clock.monotonic(), 0.0), lease=_LEASE
         )
         held = await pending.__aenter__()
         if not held.wanted:
@@ -130,15 +138,16 @@ class Gate:
         pauses = self._breakers().pauses
         for model, key in ((asked.model, asked.key), (asked.model, ""), ("", asked.key), ("", "")):
             if pauses.left(asked.where, model, key):
-                await pauses.wait(asked.where, model, key, timeout=max(until - monotonic(), _GRACE))
+                await pauses.wait(asked.where, model, key, timeout=max(until - self._clock.monotonic(), _GRACE))
 
     def _breaker(self, asked: Asked) -> Breaker:
-        name = f"{asked.where}/{asked.model}"
-        if name not in self._names:
-            if len(self._names) >= _MOST_BREAKERS:
-                name = asked.where
-            self._names.add(name)
-        return self._breakers().breaker(_named(name))
+        found = self._known.get((asked.where, asked.model))
+        if found is None:
+            full = len(self._known) >= _MOST_BREAKERS
+            found = self._breakers().breaker(_named(asked.where if full else f"{asked.where}/{asked.model}"))
+            if not full:
+                self._known[asked.where, asked.model] = found
+        return found
 
     # afterwards
     def left(self, passed: "Passed", held: PendingReservation | None, spent: Spent) -> None:
@@ -180,6 +189,11 @@ class Gate:
             return
         self._working.add(task)
         task.add_done_callback(self._working.discard)
+
+    async def settled(self) -> None:
+        """What was to be settled when it was called is settled, or given up."""
+        if self._working:
+            await asyncio.wait(tuple(self._working))
 
     async def aclose(self) -> None:
         """Calls that are still under way are settled with their estimates: what they use comes too late to be told."""

@@ -141,6 +141,10 @@ class LLM:
         """The calls that begin and finish inside this block, in this task and those it starts."""
         return collecting()
 
+    async def settled(self) -> None:
+        """What the calls that are over have held is settled: with what they used, in the limits' eyes too."""
+        await self._desk.gate.settled()
+
     def _around(
         self,
         lib: Any,

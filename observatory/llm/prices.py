@@ -54,15 +54,28 @@ class Prices:
     ) -> int | None:
         """Billionths of a dollar; None: unknown. models: names of the one that answered, the most exact first. at_us: when.
         tier: the provider's word for how it was served."""
+        found = self.rates(provider, models, at_us=at_us, tenant=tenant, tier=tier)
+        return None if found is None else found.cost(used)
+
+    def rates(
+        self,
+        provider: str,
+        models: Iterable[str | None],
+        *,
+        at_us: int,
+        tenant: str | None = None,
+        tier: str | None = None,
+    ) -> Rates | None:
+        """What `cost` goes by; None: unknown."""
         names = [name for name in dict.fromkeys(models) if name]
         for whose in dict.fromkeys((tenant, None)):
             for name in (*names, "*"):
                 for since, rates in self._own.get((whose, f"{provider}/{name}".lower()), ()):
                     if since <= at_us:
-                        return rates.cost(used)
+                        return rates
         for name in names:
             if (found := self._catalogue.rates(provider, name, at_us, tier)) is not None:
-                return found.cost(used)
+                return found
         return None
 
     def prepare(self) -> None:

@@ -70,5 +70,7 @@ class Rates(msgspec.Struct, frozen=True):
             if count < 0 or rate is None:
                 return None
             total += count * (rate.of(usage.input_tokens) if isinstance(rate, Steps) else rate)
-        nano = round(Fraction(total) / _MILLION)
+        # Of whole numbers the same as round(Fraction(total) / _MILLION), which takes twenty times as long.
+        nano, rest = divmod(total, _MILLION)
+        nano += rest * 2 > _MILLION or (rest * 2 == _MILLION and nano % 2 == 1)
         return nano if nano <= MAX_EXACT else None

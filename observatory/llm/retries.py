@@ -10,12 +10,13 @@ it comes all the same, it is asked for then.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from .. import replies
 from ..clock import monotonic
 from ..features.retry import RetryBudget
 from ..features.retry.budget import WINDOW
+from ..names import Metric
 
 COUNT: Final = "x-stainless-retry-count"
 ADVICE: Final = "x-should-retry"
@@ -58,11 +59,18 @@ class _Promise(NamedTuple):
     habits: Habits
 
 
+class Recording(Protocol):
+    """What retries need of the metrics."""
+
+    def increment_counter(self, metric: str, value: int = 1, labels: Mapping[str, str] | None = None) -> None: ...
+
+
 class Retries:
     """Of one process."""
 
-    def __init__(self, budget: Callable[[], RetryBudget]) -> None:
+    def __init__(self, budget: Callable[[], RetryBudget], metrics: Callable[[], Recording]) -> None:
         self._budget = budget
+        self._metrics = metrics
         self._promised: dict[str, list[_Promise]] = {}
 
     async def begin(self, where: str, attempt: int, habits: Habits) -> bool:
@@ -75,8 +83,10 @@ class Retries:
         mine = next((one for one in promised if one.habits is habits), None)
         if mine is not None:
             promised.remove(mine)
-            return True
-        return await self._spend(where)
+        elif not await self._spend(where):
+            return False
+        self._count(where, "retried")
+        return True
 
     async def advise(self, where: str, attempt: int, status: int, said: Mapping[str, str], habits: Habits) -> bool:
         """Whether an SDK may try again after this. False: tell it not to."""
@@ -97,7 +107,13 @@ class Retries:
         return True
 
     async def _spend(self, where: str) -> bool:
-        return await self._budget().take(self._budget().account(f"llm:{where}"))
+        if await self._budget().take(self._budget().account(f"llm:{where}")):
+            return True
+        self._count(where, "over_budget")
+        return False
+
+    def _count(self, where: str, outcome: str) -> None:
+        self._metrics().increment_counter(Metric.RETRY_ATTEMPTS, 1, {"name": f"llm:{where}"[:200], "outcome": outcome})
 
     def forget(self) -> None:
         """A forked child has promised nothing."""

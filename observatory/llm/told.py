@@ -11,6 +11,7 @@ from ..tracing import Tracing, trace_id
 from . import conventions
 from .call import Record
 from .collecting import Blocks, Call, hand
+from .content import Texts, answered
 from .desk import Desk
 from .wire import Reading
 
@@ -29,6 +30,7 @@ class Subject(Protocol):
     status: int | None
     cached: bool
     refused_by: str | None
+    content: Texts | None
     waited: float
     began: float
     started_us: int
@@ -117,6 +119,8 @@ def _trace(call: Subject, span: Span, ended: Ended, record: Record, tracing: Tra
     said = conventions.answered(call.provider, ended.reading)
     said.update((name, value) for name, value in beside.items() if value is not None)
     span.set_attributes(said)
+    if call.content is not None and call.status is not None and not call.refused_by:
+        tracing.content(span, "gen_ai.output.messages", answered(call.content, ended.reading.finish_reasons))
     if record.cost_usd is not None:
         tracing.spent(span, record.cost_usd)
     if isinstance(ended.error, Exception):

@@ -15,6 +15,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
+from .. import dimensions
 from ..errors import ConfigurationError, InvalidArgument, ObservatoryError, RetryBudgetExceeded
 from ..names import HTTP_SECONDS
 from ..types import Dimensions
@@ -151,16 +152,18 @@ class GuardedTransport:
 
     async def handle_async_request(self, request: Any) -> Any:
         call: Recognised | None = None
-        with quietly():
+        with quietly:
             call = self._way.recognise(self._lib, request)
         if call is None:
             return await self._plain(request)
         spared = _spared.get() and call.attempt > 0
         _spared.set(False)
+        answers = self._way.answers
         try:
-            if self._way.answers is None:
+            # Who would not be let in gets nothing out of the cache either.
+            if answers is None or self._desk.gate.missing({**dimensions.current(), **self._way.dimensions}) is not None:
                 return await self._made(call, request, spared)
-            return await self._kept(call, request, self._way.answers(), spared)
+            return await self._kept(call, request, answers(), spared)
         except NotMade as instead:
             _spared.set(not isinstance(instead.__cause__, RetryBudgetExceeded))
             return instead.response
@@ -213,7 +216,7 @@ class GuardedTransport:
                 said = refused(error, endpoint, waited=wait > 0)
                 exchange.refused(error, said.status)
                 raise NotMade(self._response(said)) from error
-            response = await self.inner.handle_async_request(request)
+            response = await (self._desk.answering or self.inner.handle_async_request)(request)
         status = response.status_code
         if 300 <= status < 400:
             exchange.moved(status)
@@ -250,8 +253,8 @@ class GuardedTransport:
         said = {"http.request.method": method, "server.address": host, "url.path": request.url.path}
         with self._desk.tracing().span(method, said, kind="client") as span:
             began = perf_counter()
-            response = await self.inner.handle_async_request(request)
-            with quietly():
+            response = await (self._desk.answering or self.inner.handle_async_request)(request)
+            with quietly:
                 labels = {"host": host[:200], "method": method[:16], "status": str(response.status_code)}
                 self._desk.metrics().histogram(HTTP_SECONDS).bind(**labels).record(perf_counter() - began)
                 span.set_attribute("http.response.status_code", response.status_code)

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, TextIO, cast
@@ -98,6 +98,8 @@ class Pen(logging.Handler):
         """Lines that could not be written since the last one that was."""
         self._out: otlp.LinesOut | None = None
         self._looked = False
+        self.listener: Callable[[Mapping[str, Any]], object] | None = None
+        """Told what each line says, also of those that are not written since they repeat others."""
 
     def to(self, stream: TextIO, format: str) -> None:  # noqa: A002
         """Write to another stream from now on."""
@@ -109,10 +111,21 @@ class Pen(logging.Handler):
         """In whatever state the caller, the value or the stream is."""
         try:
             line = record if isinstance(record, Line) else self._foreign(record)
+            if self.listener is not None:
+                self.listener(self._cleaned(line))
             for told in self.repeats.heard(line.key, line, time.monotonic()):
                 self._tell(told)
         except Exception as error:  # a line is never worth the caller's work
             self.excuse(record, error)
+
+    def says(self, record: logging.LogRecord) -> Mapping[str, Any]:
+        """What a line of ours would say, written by nobody."""
+        with self.lock or contextlib.nullcontext():
+            return self._cleaned(self._foreign(record))
+
+    def _cleaned(self, line: Line) -> Mapping[str, Any]:
+        self._json.format(line)
+        return self._json.cleaned
 
     def settle(self, *, all: bool = False) -> int:  # noqa: A002 (the word for it)
         """Tell what was held back and is due. Returns how many lines were held back since it was last asked."""

@@ -6,7 +6,7 @@ from starlette.responses import Response
 from ..errors import InvalidArgument, ObservatoryError, StoreError
 from ..features.metrics import Result, openmetrics
 from ..features.metrics.query import ALL_SERIES
-from . import body, breakers, cache, dead_letters, limiter
+from . import body, breakers, cache, costs, dead_letters, limiter
 from .schemas import CheckAnswer, EventBody, EventsAnswer, ReadyAnswer, Rejected, event
 from .table import Answer, Endpoint, State
 
@@ -115,6 +115,7 @@ TABLE: tuple[Endpoint, ...] = (
     *cache.TABLE,
     *dead_letters.TABLE,
     *breakers.TABLE,
+    *costs.TABLE,
     Endpoint(
         *("POST", "/v1/events", events, "Hand in events: JSON array, NDJSON or msgpack; each id counts once"),
         body=EventBody,

@@ -4,6 +4,7 @@ from .load import Settings
 from .named import BreakerSettings, LimitSettings
 from .prices import Price
 from .table import TABLE, LlmSettings, RetrySettings, bounds, defaults, environment_name
+from .webhooks import Webhook
 
 __all__ = [
     "TABLE",
@@ -13,6 +14,7 @@ __all__ = [
     "Price",
     "RetrySettings",
     "Settings",
+    "Webhook",
     "bounds",
     "defaults",
     "environment_name",

@@ -13,8 +13,9 @@ from .. import names, units
 from ..errors import ConfigurationError, InvalidArgument
 from ..redaction import compiled
 from .named import BreakerSettings, LimitSettings
-from .prices import Price, prices
+from .prices import prices
 from .table import SECTIONS, TABLE, Everything, bounds, value_of
+from .webhooks import webhooks
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -30,22 +31,26 @@ class Settings(Everything, frozen=True):
         (redis_url=…); None means not given. Raises ConfigurationError.
         """
         environ = os.environ if environ is None else environ
-        found: dict[str, Any] = {}
-        sources: dict[str, str] = {}
-        limits: dict[str, LimitSettings] = {}
-        breakers: dict[str, BreakerSettings] = {}
-        priced: dict[str, tuple[Price, ...]] = {}
         path: str | None = (
             file or environ.get("OBSERVATORY_CONFIG") or ("observatory.toml" if Path("observatory.toml").is_file() else None)
         )
-        if path is not None:
-            layer = Path(path).name
-            document = _read(path)
-            limits = _tables(document.pop("limits", {}), layer, "limits", LimitSettings, names.limit_name)
-            breakers = _tables(document.pop("breakers", {}), layer, "breakers", BreakerSettings, names.breaker_name)
-            priced = prices(document.pop("prices", {}), layer)
-            for key, value in _flat(document, layer):
-                found[key], sources[key] = _parse(key, value, layer), layer
+        document, layer = ({}, "") if path is None else (_read(path), Path(path).name)
+        return cls._layered(document, layer, environ, values)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], **values: Any) -> "Settings":
+        """defaults < document < values. document: what a file would say; no file is read, and no environment."""
+        return cls._layered(dict(document), "settings", {}, values)
+
+    @staticmethod
+    def _layered(document: dict[str, Any], layer: str, environ: Mapping[str, str], values: Mapping[str, Any]) -> "Settings":
+        found: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        limits = _tables(document.pop("limits", {}), layer, "limits", LimitSettings, names.limit_name)
+        breakers = _tables(document.pop("breakers", {}), layer, "breakers", BreakerSettings, names.breaker_name)
+        priced = prices(document.pop("prices", {}), layer)
+        for key, value in _flat(document, layer):
+            found[key], sources[key] = _parse(key, value, layer), layer
         warnings: list[str] = []
         for key, name, value in _environment(environ, warnings):
             found[key], sources[key] = _parse(key, value, name), "environment"
@@ -82,6 +87,8 @@ _ENVIRONMENT = {f"OBSERVATORY_{name.upper()}": key for name, key in _ARGUMENTS.i
 _STANDARD = {"OTEL_SERVICE_NAME": "service_name", "OTEL_TRACES_SAMPLER_ARG": "tracing.sample_ratio"}
 _BY_RATIO = ("", "traceidratio", "parentbased_traceidratio")
 """Samplers whose argument is a ratio. Other ones are not ours."""
+_CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_CAPTURED = ("true", "span_only", "span_and_event")
 _OTHERS = {"OBSERVATORY_CONFIG"}
 _URLS = {"OBSERVATORY_REDIS_URL", "OBSERVATORY_CACHE_REDIS_URL"}
 
@@ -147,6 +154,8 @@ def _environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[tu
         ours = name != "OTEL_TRACES_SAMPLER_ARG" or environ.get("OTEL_TRACES_SAMPLER", "") in _BY_RATIO
         if environ.get(name) and ours:
             yield key, name, environ[name]
+    if environ.get(_CAPTURE, "").strip().lower() in _CAPTURED:
+        yield "llm.capture_content", _CAPTURE, "on"
     for name in sorted(environ):
         value = environ[name]
         # Kubernetes writes service links such as OBSERVATORY_PORT=tcp://… and …_SERVICE_HOST for a Service of our name.
@@ -179,7 +188,9 @@ def _secret(name: str, path: str) -> str:
 def _parse(key: str, value: Any, layer: str) -> Any:
     row, _ = TABLE[key]
     where = layer if layer.startswith(("argument ", "OBSERVATORY_", "OTEL_")) else f"{layer}: {key}"
-    shown = "…" if row.kind in ("secret", "url") else units.shown(value, 60)
+    shown = "…" if row.kind in ("secret", "url", "webhooks") else units.shown(value, 60)
+    if row.kind == "webhooks":
+        return webhooks(value, where)
     found = _read_value(key, value, f"{where}={shown}")
     if key == "log.redact_patterns":
         compiled(found)

@@ -10,7 +10,9 @@ import msgspec
 class Row(NamedTuple):
     """What the table says of one setting, beside its name, type and default."""
 
-    kind: Literal["text", "url", "secret", "seconds", "bytes", "count", "fraction", "names", "words", "choice", "path"]
+    kind: Literal[
+        "text", "url", "secret", "seconds", "bytes", "count", "fraction", "names", "words", "choice", "path", "webhooks"
+    ]
     meaning: str
     unit: str = ""
     live: bool = False

@@ -7,6 +7,7 @@ from ..types import LogLevel
 from .named import BreakerSettings, LimitSettings
 from .prices import Price
 from .row import Discreet, Row, Section, rows
+from .webhooks import Webhook
 
 
 class Redis(Section, frozen=True):
@@ -76,6 +77,10 @@ class LlmSettings(Section, frozen=True):
         Row("seconds", "how long a call may stand in line, unless its client says", "s", least=0, most=86_400),
     ] = 0.0
     require: Annotated[tuple[str, ...], Row("names", "dimensions without which a call is refused")] = ()
+    capture_content: Annotated[
+        Literal["off", "on"],
+        Row("choice", "prompts and answers on spans, redacted; also OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"),
+    ] = "off"
     breaker: Annotated[
         Literal["on", "off"], Row("choice", "a breaker for each provider and address, opened by its failures")
     ] = "on"
@@ -169,7 +174,9 @@ class Worker(Section, frozen=True):
     """The workers."""
 
     section = "worker"
-    roles: Annotated[tuple[str, ...], Row("words", "what it does: all, or some of events, audit")] = ("all",)
+    roles: Annotated[tuple[str, ...], Row("words", "what it does: all, or some of events, alerts, audit, compaction, otlp")] = (
+        "all",
+    )
     concurrency: Annotated[
         int, Row("count", "stream entries (up to 100 events each) in hand at once; bounds its memory", least=2, most=10_000)
     ] = 64
@@ -183,6 +190,16 @@ class Worker(Section, frozen=True):
     lease: Annotated[
         float, Row("seconds", "a partition is taken over this long after its worker fell silent", "s", least=1, most=3600)
     ] = 5.0
+
+
+class AlertsSettings(Section, frozen=True):
+    """Who is told."""
+
+    section = "alerts"
+    webhooks: Annotated[
+        tuple[Webhook, ...],
+        Row("webhooks", "receivers of alerts: url, secret_file (or secret), events; in the file, or as JSON"),
+    ] = ()
 
 
 class Everything(Discreet, frozen=True):
@@ -207,6 +224,7 @@ class Everything(Discreet, frozen=True):
     tracing: TracingSettings = TracingSettings()
     serve: Serve = Serve()
     worker: Worker = Worker()
+    alerts: AlertsSettings = AlertsSettings()
     limits: Mapping[str, LimitSettings] = {}
     breakers: Mapping[str, BreakerSettings] = {}
     prices: Mapping[str, tuple[Price, ...]] = {}

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from traceback import format_exception
 from typing import Any, Literal
 
+import msgspec
 from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 
@@ -149,6 +150,11 @@ class Tracing:
         """A span that somebody else makes the current one, and ends."""
         said = {**dimensions.current(), **(attributes or {})}
         return self._get().start_span(name, kind=SpanKind[kind.upper()], attributes=said)
+
+    def content(self, span: Span, attribute: str, plain: Any) -> None:
+        """What was asked or answered, redacted, as JSON."""
+        if span.is_recording():
+            span.set_attribute(attribute, msgspec.json.encode(self._redactor.deep(plain)).decode())
 
     @contextmanager
     def noting(self, span: Span) -> Iterator[None]:

@@ -13,6 +13,7 @@ from ..duties import COMPACT_EVERY
 from ..errors import ConfigurationError
 from ..features.metrics.otlp import STEP_EVERY
 from .audit import Audit
+from .delivery import Delivery
 
 EVENTS: Final = "events"
 """Taking partitions: any number of workers have this one at once."""
@@ -52,6 +53,7 @@ class Chore:
 
 ROLES: Final[dict[str, Callable[[Observatory], Role]]] = {
     Audit.name: Audit,
+    Delivery.name: Delivery,
     "compaction": lambda obs: Chore("compaction", COMPACT_EVERY, obs.metrics.compact),
     "otlp": lambda obs: Chore("otlp", STEP_EVERY, obs.otlp.step),
 }
@@ -72,6 +74,21 @@ def chosen(roles: Iterable[str]) -> tuple[str, ...]:
     if not wanted:
         raise ConfigurationError("worker.roles: none is given", remedy=f"Known: {ALL}, {', '.join(known)}")
     return known if ALL in wanted else tuple(name for name in known if name in wanted)
+
+
+def wanted(roles: Iterable[str], obs: Observatory) -> tuple[str, ...]:
+    """The roles that a worker stands for. Without webhooks nobody carries alerts: one who has some must be able to lead.
+    ConfigurationError where that was asked for by its name."""
+    asked = tuple(roles)
+    names = chosen(asked)
+    if Delivery.name not in names or obs.settings.alerts.webhooks:
+        return names
+    if ALL not in [name for text in asked for name in text.replace(",", " ").split()]:
+        raise ConfigurationError(
+            f"worker.roles: {Delivery.name} has nobody to tell: no webhook is configured",
+            remedy="Write [[alerts.webhooks]] with url and secret_file, or leave the role out",
+        )
+    return tuple(name for name in names if name != Delivery.name)
 
 
 def presence_of(roles: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from ..errors import StoreError, StoreUnavailable
 from ..logs import INTERNAL
 from .leaders import Leaders
 from .partitions import Partitions
-from .roles import EVENTS, ROLES, chosen
+from .roles import EVENTS, ROLES, wanted
 from .streams import Streams
 
 BALANCE_EVERY = 0.5
@@ -32,7 +32,7 @@ class Worker:
         settings = obs.settings.worker
         self._obs = obs
         self._drain_timeout = settings.drain_timeout
-        self.roles = chosen(settings.roles if roles is None else roles)
+        self.roles = wanted(settings.roles if roles is None else roles, obs)
         self.partitions = Partitions(
             obs.leases,
             count=lambda: obs.store.keys.partitions,

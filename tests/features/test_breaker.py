@@ -444,3 +444,14 @@ async def test_blocks_left_in_another_order(fleet: Any) -> None:
         await anext(third)
     await obs.breakers.flush()
     assert (await obs.breakers.show("q")).calls == 1, "of what was entered elsewhere nothing is known"
+
+
+async def test_nothing_is_left_behind(server: Server, namespace: str) -> None:
+    """No task waits for what nobody will say any more."""
+    before = asyncio.all_tasks()
+    async with Observatory("test", redis_url=server.url, namespace=namespace) as obs:
+        async with obs.breaker("x"):
+            pass
+        await until(lambda: any(task.get_name() == "observatory breaker reports" for task in asyncio.all_tasks()), "begun")
+        await asyncio.sleep(0.05)
+    await until(lambda: asyncio.all_tasks() == before, "ended")

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from observatory import ConfigurationError, Observatory
@@ -81,6 +81,10 @@ async def test_scripts_are_the_law(opening_any: Open) -> None:
 
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
     @given(terms=TERMS, steps=STEPS)
+    @example(  # what is found at random need not be half open when it is looked at
+        terms=Terms(500_000, 1, 1, 1_000_003, 1000, None),
+        steps=[("calls", (1, 1), 1, 0), ("tick", 1001), ("calls", (1, 0), 0, -1)],
+    )
     def compare(terms: Terms, steps: list[Any]) -> None:
         states.update(asyncio.run_coroutine_threadsafe(play(obs, terms, steps), loop).result(60))
 

@@ -100,7 +100,7 @@ async def test_old_news_end_nothing(obs: Observatory) -> None:
     assert obs.pauses.left(*WHO) > 29
 
 
-async def test_acquire_waits_for_it(opening: Open) -> None:
+async def test_acquire_and_reserve_wait_for_it(opening: Open) -> None:
     """Instead of taking tokens for a call that would be refused; by the dimensions that are bound or given."""
     one, two = [await opening() for _ in range(2)]
     two.rate_limiter.define(Limit("calls", 10, per=60, burst=10))
@@ -115,8 +115,11 @@ async def test_acquire_waits_for_it(opening: Open) -> None:
     with two.bound(provider="openai", model="gpt"):
         with pytest.raises(CoolingDown):
             await two.rate_limiter.acquire("calls", "ann", timeout=0.01)
+        with pytest.raises(CoolingDown):
+            await two.rate_limiter.reserve("calls", "ann")
         assert (await two.rate_limiter.peek("calls", "ann")).remaining == 8, "nothing was taken"
         assert await two.rate_limiter.acquire("calls", "ann", timeout=10)
+        assert await two.rate_limiter.reserve("calls", "ann", timeout=10)
     assert time.monotonic() - began > 0.35
 
 

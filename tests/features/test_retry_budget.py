@@ -71,7 +71,7 @@ class Down:
 
 
 def budget_of(obs: Observatory, share: float, reserve: int) -> RetryBudget:
-    return RetryBudget(obs._lifetime.store, share=share, reserve=reserve, instances=obs._lifetime.most_live)
+    return RetryBudget(obs._lifetime.store, share=share, reserve=reserve, instances=obs._lifetime.most_live, clock=obs._clock)
 
 
 async def take(budget: RetryBudget, times: int) -> int:

@@ -10,9 +10,11 @@ import httpx2
 from opentelemetry.trace import Span
 
 from observatory import (
+    Budget,
     Cache,
     CacheStats,
     Call,
+    CostReport,
     Decision,
     Limit,
     Metric,
@@ -21,6 +23,7 @@ from observatory import (
     Reservation,
     Retry,
     Settlement,
+    WhatIf,
 )
 
 obs = Observatory("typed")
@@ -58,6 +61,14 @@ async def main() -> None:
             assert_type(held, Reservation)
             assert_type(await held.settle({"tokens": 700}), Settlement)
         assert_type(await obs.rate_limiter.reserve("openai-tokens"), Reservation)
+        report = await obs.costs.report(
+            by=("team", "model"), where={"team": "search"}, period="last-week", timezone="Europe/Berlin"
+        )
+        assert_type(report, CostReport)
+        assert_type(report.total_usd, Decimal)
+        assert_type(report.table(), str)
+        assert_type(await obs.costs.budgets(), tuple[Budget, ...])
+        assert_type(await obs.costs.what_if(model="openai/gpt-4o-mini", instead_of="gpt-4o"), WhatIf)
         assert_type(await obs.rate_limiter.requires("user-requests")(), Decision)
         assert_type(obs.rate_limiter.match({"user": "ann"}), tuple[Limit, ...])
         cache = obs.cache(dict[str, int])

@@ -46,10 +46,10 @@ class Counting:
 
 def test_roles_are_named() -> None:
     """all, one, several; a wrong one is told with the right ones."""
-    assert chosen(["all"]) == ("events", "audit", "compaction", "otlp")
+    assert chosen(["all"]) == ("events", "alerts", "audit", "compaction", "otlp")
     assert chosen(["audit,events"]) == ("events", "audit")
     assert chosen(["audit"]) == ("audit",)
-    said = r"no role named 'audti'.*Did you mean \"audit\"\? Known: all, events, audit, compaction, otlp"
+    said = r"no role named 'audti'.*Did you mean \"audit\"\? Known: all, events, alerts, audit, compaction, otlp"
     with pytest.raises(ConfigurationError, match=said):
         chosen(["events", "audti"])
     with pytest.raises(ConfigurationError, match="none is given"):
@@ -275,7 +275,7 @@ async def test_wrong_roles_and_ports_are_told_at_the_door(server: Server, namesp
     env = environment(OBSERVATORY_REDIS_URL=server.url, OBSERVATORY_NAMESPACE=namespace)
     for arguments, more, said in (
         (["--roles", "event"], {}, 'Did you mean "events"?'),
-        ([], {"OBSERVATORY_WORKER_ROLES": "leader"}, "Known: all, events, audit"),
+        ([], {"OBSERVATORY_WORKER_ROLES": "leader"}, "Known: all, events, alerts, audit"),
         (["--processes", "2", "--roles", "x"], {}, "Known:"),
         (["--drain-timeout", "soon"], {}, "drain_timeout"),
         (["--health-port", "99999"], {}, "health_port"),

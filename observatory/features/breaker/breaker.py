@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
 from ... import replies
-from ...clock import monotonic
+from ...clock import RoomClock, monotonic
 from ...errors import CircuitOpen, InvalidArgument, ObservatoryError, StoreError
 from ...logs import INTERNAL
 from .blocks import entered, without
 from .calls import Batch
 from .machine import FAILS, GIVEN_BACK, WORKS, Machine, State, View
-from .terms import Terms
+from .terms import Terms, decided
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,6 +25,8 @@ _AGAIN_AFTER = 1.0
 
 class Desk(Protocol):
     """What a breaker needs of the room: scripts, and somebody who sends its counts."""
+
+    clock: RoomClock
 
     async def probe(self, name: str, token: str, lease_us: int) -> tuple[bool, View]: ...
     async def force(self, name: str, to: str, reason: str) -> View: ...
@@ -67,6 +69,7 @@ class Breaker:
     def __init__(self, name: str, terms: Terms, desk: Desk) -> None:
         self.name = name
         self._desk = desk
+        self._clock = desk.clock
         self._machine = Machine()
         self._outcomes: list[Batch] = []
         self._asking = False
@@ -85,14 +88,14 @@ class Breaker:
     @property
     def state(self) -> State:
         """As far as this process knows; asks nobody."""
-        return self._machine.view(_now_us()).state
+        return self._machine.view(self._now_us()).state
 
     # around calls
     async def execute(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call, if the breaker lets it through."""
         token = "" if self._closed else await self._admit()
         epoch = self._epoch
-        began = monotonic() if self._timed else 0.0
+        began = self._clock.monotonic() if self._timed else 0.0
         try:
             value = await fn(*args, **kwargs)
         except BaseException as error:
@@ -117,7 +120,7 @@ class Breaker:
 
     async def __aenter__(self) -> Self:
         token = "" if self._closed else await self._admit()
-        entered.set((self, self._epoch, monotonic() if self._timed else 0.0, token, entered.get()))
+        entered.set((self, self._epoch, self._clock.monotonic() if self._timed else 0.0, token, entered.get()))
         return self
 
     async def __aexit__(
@@ -143,12 +146,12 @@ class Breaker:
     async def begin(self) -> Let:
         """Lets a call through: what `end` is told, once. CircuitOpen: it must not be made."""
         token = "" if self._closed else await self._admit()
-        return Let(self._epoch, monotonic() if self._timed else 0.0, token)
+        return Let(self._epoch, self._clock.monotonic() if self._timed else 0.0, token)
 
     def slow(self, let: Let) -> bool:
         """Whether a call has taken longer than `slow_after` already."""
         slow_after = self.terms.slow_after
-        return bool(let.began) and slow_after is not None and monotonic() - let.began > slow_after
+        return bool(let.began) and slow_after is not None and self._clock.monotonic() - let.began > slow_after
 
     def end(self, let: Let, works: bool | None) -> None:
         """What the call has told of what it called; None: nothing."""
@@ -174,7 +177,7 @@ class Breaker:
         if machine.forced:
             reason = machine.forced.split(" ", 2)[-1]
             raise self._refusal(f"breaker {self.name} is held open: {reason}", None)
-        now = monotonic()
+        asked_at, now = monotonic(), self._clock.monotonic()
         wait = machine.reopen_us / 1e6 - now
         if wait > 0:
             raise self._refusal(f"breaker {self.name} is open for another {wait:.1f} s", wait)
@@ -186,7 +189,8 @@ class Breaker:
         try:
             granted, view = await self._desk.probe(self.name, token, lease_us)
         except StoreError:
-            granted, view = machine.try_probe(_now_us(), token, lease_us), machine.view(_now_us())
+            now_us = self._now_us()
+            granted, view = machine.try_probe(now_us, token, lease_us), machine.view(now_us)
         except asyncio.CancelledError:
             # Whether it was granted is unknown; whoever comes next need not wait for the lease to end.
             self._conclude(Batch(self._epoch, outcome=GIVEN_BACK, token=token))
@@ -194,16 +198,16 @@ class Breaker:
         else:
             if granted:  # what an older probe has found is of another epoch than this one's
                 self._outcomes, self._changed_at = [], 0.0
-            self.adopt(view, now)
+            self.adopt(view, asked_at)
         finally:
             self._asking = False
         if granted:
-            self._probing_until = monotonic() + lease_us / 1e6
+            self._probing_until = self._clock.monotonic() + lease_us / 1e6
             INTERNAL.info("breaker %s: one call tries whether it works again", self.name)
             return token
         if self._closed:
             return ""
-        self._probing_until = monotonic() + min(view.probing_us / 1e6, _AGAIN_AFTER)
+        self._probing_until = self._clock.monotonic() + min(view.probing_us / 1e6, _AGAIN_AFTER)
         raise self._refusal(
             f"breaker {self.name} is open", max(min(view.left_us or view.probing_us, 1e6 * _AGAIN_AFTER) / 1e6, 0.01)
         )
@@ -216,9 +220,9 @@ class Breaker:
         """What the probe has found, here at once and for the fleet as soon as it can be told."""
         self._probing_until = 0.0
         outcome = GIVEN_BACK if works is None else WORKS if works else FAILS
-        batch = Batch(let.epoch, outcome=outcome, token=let.token, open_us=self.terms.opening_us())
+        batch = Batch(let.epoch, outcome=outcome, token=let.token, open_us=self.terms.opening_us(self._clock.spread))
         said = self._machine.report(
-            _now_us(), self.terms, epoch=let.epoch, outcome=outcome, token=let.token, open_us=batch.open_us
+            self._now_us(), self.terms, epoch=let.epoch, outcome=outcome, token=let.token, open_us=batch.open_us
         )
         self._changed_at = monotonic()
         self._settle(said)
@@ -233,8 +237,9 @@ class Breaker:
         """What the fleet says; unless it was asked before something changed here that it has not heard of."""
         if asked_at < self._changed_at or self._outcomes:
             return
-        self._machine.adopt(view, _now_us())
-        self._probing_until = max(self._probing_until, monotonic() + min(view.probing_us / 1e6, _AGAIN_AFTER) * bool(view.open))
+        self._machine.adopt(view, self._now_us())
+        probing = min(view.probing_us / 1e6, _AGAIN_AFTER) * bool(view.open)
+        self._probing_until = max(self._probing_until, self._clock.monotonic() + probing)
         self._settle(view)
 
     def _settle(self, view: View) -> None:
@@ -257,7 +262,7 @@ class Breaker:
         batches, self._outcomes = self._outcomes, []
         if self._calls:
             batches.append(
-                Batch(self._epoch, self._calls, self._failures, self._tail, open_us=self.terms.opening_us()),
+                Batch(self._epoch, self._calls, self._failures, self._tail, open_us=self.terms.opening_us(self._clock.spread)),
             )
             self._calls = self._failures = self._tail = 0
         return batches
@@ -269,7 +274,7 @@ class Breaker:
             self._outcomes.append(batch)
         else:
             said = self._machine.report(
-                _now_us(),
+                self._now_us(),
                 self.terms,
                 epoch=batch.epoch,
                 calls=batch.calls,
@@ -290,15 +295,11 @@ class Breaker:
         self._asking, self._probing_until = False, 0.0
         self._calls = self._failures = self._tail = 0
 
+    def afresh(self) -> None:
+        """Another store, another clock: nothing is known."""
+        self.forget()
+        self._machine = Machine()
+        self._closed, self._epoch, self._changed_at = True, 0, 0.0
 
-def _now_us() -> int:
-    return int(monotonic() * 1e6)
-
-
-def decided(state: object, reason: object) -> tuple[str, str]:
-    """What somebody has decided, checked. InvalidArgument says what is wrong."""
-    if not isinstance(state, str) or state not in ("closed", "open", "auto"):
-        raise InvalidArgument(f"a breaker is forced closed, open or auto, got {state!r:.40}")
-    if not isinstance(reason, str) or not reason.strip() or not reason.isprintable():
-        raise InvalidArgument("reason must say why, in one line", remedy='reason="provider announced an outage"')
-    return state, " ".join(reason.split())[:500]
+    def _now_us(self) -> int:
+        return int(self._clock.monotonic() * 1e6)

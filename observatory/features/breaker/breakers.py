@@ -13,16 +13,16 @@ import msgspec
 
 from ... import names
 from ...background import Job
-from ...clock import monotonic
+from ...clock import RoomClock, monotonic
 from ...errors import StoreError
 from ...names import BREAKER_OPEN, BREAKER_REFUSALS
 from ...settings import BreakerSettings
 from ...store.store import Store
 from . import calls
-from .breaker import Breaker, decided
+from .breaker import Breaker
 from .machine import State, View
 from .pauses import Pauses
-from .terms import Terms
+from .terms import Terms, decided
 
 REPORT_EVERY = 0.25
 _SOON = 0.02
@@ -60,8 +60,10 @@ class Breakers:
         store: Callable[[], Store],
         metrics: Recording,
         settings: Mapping[str, BreakerSettings],
+        clock: RoomClock,
     ) -> None:
         self._store = store
+        self.clock = clock
         self._metrics = metrics
         self._settings = settings
         self._breakers: dict[str, Breaker] = {}
@@ -69,7 +71,7 @@ class Breakers:
         self._urgent: asyncio.Event | None = None
         self._anew: asyncio.Event | None = None
         self._seen = ""
-        self.pauses = Pauses(store, metrics, self._begin)
+        self.pauses = Pauses(store, metrics, self._begin, clock)
         self._use_all()
 
     # which there are
@@ -104,12 +106,12 @@ class Breakers:
         store = self._store()
         known = await store.command("ZRANGE", store.keys.breakers_known(), 0, _MOST_LISTED - 1, "REV")
         found = sorted(name.decode() for name in known)
-        views = (await calls.look(store, found)).views
+        views = (await calls.look(store, found, now_us=self.clock.now_us())).views
         return tuple(_report(name, view) for name, view in zip(found, views, strict=True))
 
     async def show(self, name: str) -> BreakerReport:
         """One of them as the fleet has it; closed and without calls where nobody has used it."""
-        views = (await calls.look(self._store(), [names.breaker_name(name)])).views
+        views = (await calls.look(self._store(), [names.breaker_name(name)], now_us=self.clock.now_us())).views
         return _report(name, views[0])
 
     async def hold(self, name: str, state: str, *, reason: str) -> BreakerReport:
@@ -119,10 +121,10 @@ class Breakers:
 
     # what a breaker asks
     async def probe(self, name: str, token: str, lease_us: int) -> tuple[bool, View]:
-        return await calls.probe(self._store(), name, token, lease_us)
+        return await calls.probe(self._store(), name, token, lease_us, self.clock.now_us())
 
     async def force(self, name: str, to: str, reason: str) -> View:
-        return await calls.force(self._store(), name, to, reason)
+        return await calls.force(self._store(), name, to, reason, self.clock.now_us())
 
     def soon(self, breaker: Breaker, /) -> None:
         """It has something to tell that should not wait for the next round."""
@@ -163,8 +165,11 @@ class Breakers:
         if urgent is None:
             return
         if not urgent.is_set():
-            await asyncio.wait({waiting := asyncio.ensure_future(urgent.wait())}, timeout=REPORT_EVERY)
-            waiting.cancel()
+            waiting = asyncio.ensure_future(urgent.wait())
+            try:
+                await asyncio.wait({waiting}, timeout=REPORT_EVERY)
+            finally:  # also when this job ends: nobody else would
+                waiting.cancel()
         urgent.clear()
         with contextlib.suppress(StoreError):  # others say so: each breaker has gone on by itself
             await self.flush()
@@ -182,7 +187,7 @@ class Breakers:
         for number, batch in enumerate(batches):
             asked_at = monotonic()
             try:
-                view = await calls.report(self._store(), breaker.name, breaker.terms, batch)
+                view = await calls.report(self._store(), breaker.name, breaker.terms, batch, self.clock.now_us())
             except StoreError:
                 for untold in batches[number:]:
                     breaker.alone(untold)
@@ -219,7 +224,7 @@ class Breakers:
         found = list(self._breakers)
         asked_at = monotonic()
         seen, self._seen = self._seen, "?"
-        said = await calls.look(self._store(), found, seen)
+        said = await calls.look(self._store(), found, seen, self.clock.now_us())
         if self._seen == "?":  # nobody came new meanwhile
             self._seen = said.version
         if said.pauses is None:
@@ -235,6 +240,13 @@ class Breakers:
         self.pauses.forget()
         for breaker in self._breakers.values():
             breaker.forget()
+
+    def afresh(self) -> None:
+        """Another store, another clock: nothing is known of any."""
+        self.forget()
+        self.pauses.afresh()
+        for breaker in self._breakers.values():
+            breaker.afresh()
 
 
 def _report(name: str, view: View) -> BreakerReport:

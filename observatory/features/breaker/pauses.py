@@ -5,12 +5,11 @@ nowhere: what leaves this room is a digest of all three, keyed with the namespac
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ... import dimensions, replies, units
-from ...clock import monotonic
+from ...clock import RoomClock, monotonic
 from ...errors import CoolingDown, NotOpen, StoreError, StoreUnavailable
 from ...logs import INTERNAL
 from ...names import PAUSES
@@ -38,8 +37,9 @@ class Recording(Protocol):
 class Pauses:
     """What this process knows of the fleet's pauses: asking costs a dictionary look-up, and no trip."""
 
-    def __init__(self, store: Callable[[], Store], metrics: Recording, begin: Callable[[], None]) -> None:
+    def __init__(self, store: Callable[[], Store], metrics: Recording, begin: Callable[[], None], clock: RoomClock) -> None:
         self._store = store
+        self._clock = clock
         self._metrics = metrics
         self._begin = begin
         self._ends: dict[str, float] = {}
@@ -56,16 +56,16 @@ class Pauses:
             self._begin()
         if not self._ends:
             return 0.0
-        return max(self._ends.get(self._whose(provider, model, key), 0.0) - monotonic(), 0.0)
+        return max(self._ends.get(self._whose(provider, model, key), 0.0) - self._clock.monotonic(), 0.0)
 
     async def wait(self, provider: str, model: str = "", key: str = "", *, timeout: float | None = None) -> float:
         """Until they may be called; the seconds that were waited. CoolingDown, at once, where that takes longer than `timeout`.
 
         A pause that is made longer meanwhile is waited for too; one that is ended early ends the wait.
         """
-        patience, began = units.timeout(timeout), monotonic()
+        patience, began = units.timeout(timeout), self._clock.monotonic()
         while (left := self.left(provider, model, key)) > 0:
-            waited = monotonic() - began
+            waited = self._clock.monotonic() - began
             if patience is not None and waited + left > patience:
                 raise CoolingDown(
                     f"{provider} has asked for a pause of another {left:.1f} s",
@@ -74,12 +74,8 @@ class Pauses:
                 )
             if self._changed is None:
                 self._changed = asyncio.Event()
-            changed = asyncio.ensure_future(self._changed.wait())
-            try:
-                await asyncio.wait({changed}, timeout=left + random.uniform(0, min(left * _SPREAD, 1.0)))
-            finally:
-                changed.cancel()
-        return monotonic() - began
+            await self._clock.wait(self._changed, left + self._clock.spread(min(left * _SPREAD, 1.0)))
+        return self._clock.monotonic() - began
 
     async def sit_out(self, identity: Identity, patience: float | None) -> float | None:
         """Of who is to be called, the pauses that no key is needed to know of; what is left of the patience then."""
@@ -103,23 +99,23 @@ class Pauses:
         self.used = True
         self._begin()
         whose = self._whose(provider, model, key)
-        known = self._ends.get(whose, 0.0) - monotonic()
+        known = self._ends.get(whose, 0.0) - self._clock.monotonic()
         if wanted - known <= max(_SLACK, known * 0.1):
             return known
-        self._ends[whose] = monotonic() + wanted
+        self._ends[whose] = self._clock.monotonic() + wanted
         self._metrics.increment_counter(PAUSES, 1, {"provider": provider[:200]})
         INTERNAL.warning("%s %s asks for a pause of %.1f s", provider, model, wanted)
         self._untold[whose] = self._ends[whose]
-        left = await calls.pause(self._store(), whose, int(wanted * 1e6), MOST) / 1e6
+        left = await calls.pause(self._store(), whose, int(wanted * 1e6), MOST, self._clock.now_us()) / 1e6
         self._changed_at = monotonic()
         self._untold.pop(whose, None)
-        self._ends[whose] = max(self._ends.get(whose, 0.0), self._changed_at + left)
+        self._ends[whose] = max(self._ends.get(whose, 0.0), self._clock.monotonic() + left)
         return left
 
     async def end(self, provider: str, model: str = "", key: str = "") -> None:
         """They may be called again, everywhere."""
         whose = self._whose(provider, model, key)
-        await calls.pause(self._store(), whose, 0, MOST)
+        await calls.pause(self._store(), whose, 0, MOST, self._clock.now_us())
         self._changed_at = monotonic()
         self._untold.pop(whose, None)
         self._ends.pop(whose, None)
@@ -141,13 +137,19 @@ class Pauses:
         """What the fleet says; unless it was asked before something changed here. What it was not told of stays."""
         if asked_at < self._changed_at:
             return
-        now = monotonic()
+        now = self._clock.monotonic()
         self._untold = {whose: end for whose, end in self._untold.items() if end > now}
         self._ends = {**self._untold, **{whose: now + left / 1e6 for whose, left in left_us.items()}}
         self._wake()
 
     def forget(self) -> None:
         """A forked child, or another loop: nobody waits here."""
+        self._changed = None
+
+    def afresh(self) -> None:
+        """Another store, another clock: nobody pauses."""
+        self._ends, self._untold = {}, {}
+        self._changed_at, self.used = 0.0, False
         self._changed = None
 
     def _wake(self) -> None:

@@ -1,6 +1,6 @@
 """When a breaker opens, and for how long: its settings in whole numbers, as the script takes them."""
 
-import random
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ... import units
@@ -39,9 +39,18 @@ class Terms(NamedTuple):
             slow_after=None if settings.slow_after is None else _time(name, "slow_after", settings.slow_after) / 1e6,
         )
 
-    def opening_us(self) -> int:
-        """How long it is open if it opens now."""
-        return self.open_us + int(self.open_us * random.uniform(0, JITTER))
+    def opening_us(self, spread: Callable[[float], float]) -> int:
+        """How long it is open if it opens now. spread: a random part of as many seconds."""
+        return self.open_us + int(spread(JITTER) * self.open_us)
+
+
+def decided(state: object, reason: object) -> tuple[str, str]:
+    """What somebody has decided, checked. InvalidArgument says what is wrong."""
+    if not isinstance(state, str) or state not in ("closed", "open", "auto"):
+        raise InvalidArgument(f"a breaker is forced closed, open or auto, got {state!r:.40}")
+    if not isinstance(reason, str) or not reason.strip() or not reason.isprintable():
+        raise InvalidArgument("reason must say why, in one line", remedy='reason="provider announced an outage"')
+    return state, " ".join(reason.split())[:500]
 
 
 def _wrong(name: str, field: str, value: object, wanted: str) -> ConfigurationError:

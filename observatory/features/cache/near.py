@@ -260,6 +260,10 @@ class Near(Generic[T]):
         """It changed."""
         self._sieve.remove(kept)
 
+    def clear(self) -> None:
+        """Nothing is kept."""
+        self._sieve.clear()
+
     def forget(self) -> None:
         """A forked child: it keeps nothing, and has served nothing yet."""
         self._sieve.clear()

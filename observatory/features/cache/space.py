@@ -176,6 +176,12 @@ class CacheSpace:
             await room.flights.aclose()
         self.settle()
 
+    def drop(self) -> None:
+        """What is near is read anew."""
+        for room in self._rooms.values():
+            if room.near is not None:
+                room.near.clear()
+
     def forget(self) -> None:
         """A forked child."""
         self.vicinity.forget()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from ... import otlp
 from ...logs import INTERNAL
 from .export import Family
 
@@ -41,7 +42,12 @@ def destination(environ: Mapping[str, str] | None = None) -> Destination | None:
         return environ.get(f"OTEL_EXPORTER_OTLP_METRICS_{name}") or environ.get(f"OTEL_EXPORTER_OTLP_{name}") or ""
 
     exporters = {name.strip().lower() for name in (environ.get("OTEL_METRICS_EXPORTER") or "otlp").split(",")}
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or "otlp" not in exporters or not said("ENDPOINT"):
+    if (
+        otlp.is_muted()
+        or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+        or "otlp" not in exporters
+        or not said("ENDPOINT")
+    ):
         return None
     protocol = said("PROTOCOL").strip().lower() or "http/protobuf"
     if protocol not in ("grpc", "http/protobuf"):

@@ -18,13 +18,23 @@ Matcher = Callable[[Labels], bool]
 
 def matchers(where: Mapping[str, str | Sequence[str]] | str) -> Matcher:
     """A mapping (a value, or several of which one must fit) or PromQL matchers: 'model=~"gpt-.*",tenant!="acme"'."""
+    tests = _tests(where)
+    return lambda labels: all(fits(labels.get(name, "")) for name, fits in tests)
+
+
+def named(where: Mapping[str, str | Sequence[str]] | str) -> tuple[str, ...]:
+    """The labels that it looks at."""
+    return tuple(dict.fromkeys(name for name, _ in _tests(where)))
+
+
+def _tests(where: Mapping[str, str | Sequence[str]] | str) -> list[tuple[str, Callable[[str], bool]]]:
     if not isinstance(where, str):
         if not isinstance(where, Mapping):
             raise InvalidArgument(
                 f"where must be a mapping or a text, got {units.shown(where)}", remedy='Write {"model": "gpt-4o"}'
             )
         wanted = {names.label_name(name): _texts(values, f"where: {name}") for name, values in where.items()}
-        return lambda labels: all(labels.get(name, "") in values for name, values in wanted.items())
+        return [(name, values.__contains__) for name, values in wanted.items()]
     tests: list[tuple[str, Callable[[str], bool]]] = []
     text, at = where.strip().removeprefix("{").removesuffix("}").strip(), 0
     while at < len(text):
@@ -34,7 +44,7 @@ def matchers(where: Mapping[str, str | Sequence[str]] | str) -> Matcher:
         name, operator, value = found[1], found[2], re.sub(r"\\(.)", r"\1", found[3])
         tests.append((name, _fits(operator, value)))
         at = found.end()
-    return lambda labels: all(fits(labels.get(name, "")) for name, fits in tests)
+    return tests
 
 
 def _texts(values: str | Sequence[str], what: str) -> frozenset[str]:

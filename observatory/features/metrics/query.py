@@ -191,6 +191,16 @@ async def ask(
     )
 
 
+async def added(store: Store, metric: str, by: Sequence[str], fits: Matcher, span: Span) -> dict[int, dict[Group, Any]]:
+    """What a span has of a metric of ours, to the last unit: by the start of the step, and by group. Of a counter it is
+    billionths, of a histogram a Value. A group is the values of `by`, "" where a series has no such label."""
+    kind = names.OURS[metric].kind
+    told = await read.found(store, metric, kind, span)
+    compute = partial(_steps, told, kind, _Groups(by, fits), span)
+    large = sum(len(one.block) for one in told) > AT_ONCE
+    return await asyncio.to_thread(compute) if large else compute()
+
+
 def _size(one: Series) -> float:
     """What the largest are found by: the value, or the mean of the points."""
     if one.points:
@@ -233,14 +243,8 @@ _ADDED: dict[Kind, Callable[[dict[Group, Any], Group, list[Any]], None]] = {
 """How a row of a block becomes part of its group."""
 
 
-def _of_windows(
-    told: Iterable[Found],
-    kind: Kind,
-    number: Callable[[Any, float], float | None],
-    by: Sequence[str],
-    groups: _Groups,
-    span: Span,
-) -> list[Series]:
+def _steps(told: Iterable[Found], kind: Kind, groups: _Groups, span: Span) -> dict[int, dict[Group, Any]]:
+    """By the start of the step, and by group."""
     add = _ADDED[kind]
     steps: dict[int, dict[Group, Any]] = {}
     for start_us, found in chain.from_iterable(one.tables() for one in told):
@@ -252,6 +256,18 @@ def _of_windows(
                     add(into, group, row)
                 except (ValueError, IndexError):
                     spoilt.tell(f"a row of the series {text!r:.80}")
+    return steps
+
+
+def _of_windows(
+    told: Iterable[Found],
+    kind: Kind,
+    number: Callable[[Any, float], float | None],
+    by: Sequence[str],
+    groups: _Groups,
+    span: Span,
+) -> list[Series]:
+    steps = _steps(told, kind, groups, span)
     ordered = [(units.moment(at), span.covered(at), table) for at, table in sorted(steps.items())]
     answers = []
     for group in sorted({group for table in steps.values() for group in table}) or ([] if by else [()]):

@@ -5,13 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ...clock import monotonic
+from ...clock import RoomClock, monotonic
 from ...errors import ObservatoryError, StoreError, StoreUnavailable
 from ...keys import Key, Keys
 from ...store.faults import fresh
 from ...store.journey import heard
 from ...store.store import Store
-from ...types import Clock
 from . import calls
 from .shape import Shape
 
@@ -87,14 +86,14 @@ class _Batch:
 class Desk:
     """Asks the scripts. Not a queue: nothing waits for an answer of somebody else's."""
 
-    def __init__(self, store: Callable[[], Store], clock: Clock, replicas: int) -> None:
+    def __init__(self, store: Callable[[], Store], clock: RoomClock, replicas: int) -> None:
         self._store = store
-        self._clock = clock
+        self.clock = clock
         self._replicas = replicas
         self._batches: dict[tuple[Store, Any, bool, str], _Batch] = {}
         self._knows: set[Key] = set()
         self._of: Store | None = None
-        self.heard_at = monotonic()
+        self.heard_at = clock.monotonic()
         """When the store last answered one of our questions."""
 
     def store(self) -> Store:
@@ -112,7 +111,7 @@ class Desk:
 
     def now_us(self) -> int:
         """The clock that was handed in, else the server's as far as it is known, else ours."""
-        given = self._clock.now_us()
+        given = self.clock.now_us()
         if given:
             return given
         known = None if self._of is None else self._of.server_us()
@@ -163,7 +162,7 @@ class Desk:
                 calls.Sending(store, self._replicas if strict else 0),
                 fence=fence,
                 state=part.key,
-                now_us=self._clock.now_us(),
+                now_us=self.clock.now_us(),
                 known=self._known(store, fence),
                 limits=b"[" + part.shape.wire(self.now_us()) + b"]",
                 owner=owner,
@@ -171,7 +170,7 @@ class Desk:
                 leaves=leaves,
             )
             self._knows.add(fence)
-            self.heard_at = monotonic()
+            self.heard_at = self.clock.monotonic()
             if reply[2] != -3:
                 return reply
             store.learn_time(reply[0], asked_at, monotonic(), believe=True)
@@ -209,7 +208,7 @@ class Desk:
                 calls.Sending(store, self._replicas if strict else 0),
                 fence=fence,
                 states=batch.keys,
-                now_us=self._clock.now_us(),
+                now_us=self.clock.now_us(),
                 known=self._known(store, fence),
                 limits=b"[" + b",".join([shape.wire(now_us) for shape in batch.shapes]) + b"]",
                 requests=("[" + ",".join(batch.requests) + "]").encode(),
@@ -235,7 +234,7 @@ class Desk:
                     future.set_exception(fresh(error) if isinstance(error, ObservatoryError) else error)
             return
         self._knows.add(fence)
-        self.heard_at = monotonic()
+        self.heard_at = self.clock.monotonic()
         reply = call.result()
         now_us, place = reply[0], 2
         for future, request in batch.futures:
@@ -278,6 +277,11 @@ class Desk:
         """In a forked child: what was being asked was asked by its parent."""
         self._batches.clear()
         self._knows.clear()
+
+    def afresh(self) -> None:
+        """Another store, another clock: nothing was heard yet."""
+        self.forget()
+        self.heard_at = float("-inf")
 
 
 def _unreadable() -> StoreError:

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ...clock import monotonic
+from ...clock import RoomClock
 from ...errors import StoreUnavailable
 from ...keys import Key
 from ...logs import INTERNAL
@@ -28,9 +28,10 @@ class _Share:
     Of every limit a bucket is made, also of windows and slots: the rate and the capacity over the instances.
     """
 
-    __slots__ = ("_at", "_free", "_rate", "capacity", "id", "part", "shape", "spent")
+    __slots__ = ("_at", "_clock", "_free", "_rate", "capacity", "id", "part", "shape", "spent")
 
-    def __init__(self, shape: Shape, part: Part, instances: int, heard_at: float, held: int) -> None:
+    def __init__(self, shape: Shape, part: Part, instances: int, heard_at: float, held: int, clock: RoomClock) -> None:
+        self._clock = clock
         self.shape = shape
         self.part = part
         self.id = secrets.token_hex(8)
@@ -38,11 +39,11 @@ class _Share:
         self._rate = 0.0 if shape.kind == "c" else shape.amount / instances / (shape.period_us / 1e6)
         # Slots do not grow back: what may be held at once is the share itself.
         self._free = float(max(int(self.capacity) - held, 0)) if shape.kind == "c" else 0.0
-        self._at = max(heard_at, monotonic() - HEAD_START)
+        self._at = max(heard_at, clock.monotonic() - HEAD_START)
         self.spent = 0
 
     def look(self) -> float:
-        now = monotonic()
+        now = self._clock.monotonic()
         if self._rate:
             self._free = min(self._free + (now - self._at) * self._rate, self.capacity)
         self._at = now
@@ -73,7 +74,8 @@ class Owed(NamedTuple):
 class Fallback:
     """Decides while the store cannot. instances: the most that were seen in the last minute; 0: not known."""
 
-    def __init__(self, instances: Callable[[], int], heard_at: Callable[[], float]) -> None:
+    def __init__(self, instances: Callable[[], int], heard_at: Callable[[], float], clock: RoomClock) -> None:
+        self._clock = clock
         self._instances = instances
         self._heard_at = heard_at
         self._shares: dict[Key, _Share] = {}
@@ -89,7 +91,7 @@ class Fallback:
 
     def decide(self, wanted: Sequence[Wanted], error: StoreUnavailable, *, take: bool) -> list[Verdict]:
         """A verdict for each, all or nothing. Raises the error when a limit is `closed`, or no share of it is known."""
-        self._failed_at = monotonic()
+        self._failed_at = self._clock.monotonic()
         self._since = self._since or self._failed_at
         waits: list[float | None] = []
         shares: list[_Share | None] = []
@@ -137,7 +139,7 @@ class Fallback:
                 raise error
             self._tell(one.policy, f"local, 1 of {instances} shares")
             share = self._shares[one.part.key] = _Share(
-                *(one.shape, one.part, instances, self._heard_at()), self._held.get(one.part.key, 0)
+                *(one.shape, one.part, instances, self._heard_at()), self._held.get(one.part.key, 0), self._clock
             )
         return share
 
@@ -149,7 +151,7 @@ class Fallback:
     def back(self, keys: Sequence[Key] | None) -> list[Owed]:
         """The store answers again: what has to be told to it. keys: of a cluster it may be only their part that is back; all
         of it is when nothing has failed for a while."""
-        whole = keys is None or monotonic() - self._failed_at > QUIET
+        whole = keys is None or self._clock.monotonic() - self._failed_at > QUIET
         answered = {key: one for key, one in self._shares.items() if whole or key in (keys or ())}
         self._shares = {key: one for key, one in self._shares.items() if key not in answered}
         owed = [
@@ -161,8 +163,15 @@ class Fallback:
         if not whole:
             return owed
         if self._told:
-            seconds = monotonic() - self._since
+            seconds = self._clock.monotonic() - self._since
             INTERNAL.info("store back after %.1f s: %d local decisions merged", seconds, self._decided)
         self._told.clear()
         self._since, self._decided = 0.0, 0
         return owed
+
+    def forget(self) -> None:
+        """Another store: what this one is owed is nobody's."""
+        self._shares, self._held = {}, {}
+        self._told.clear()
+        self._since = self._failed_at = 0.0
+        self._decided = 0

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
+from ...clock import RoomClock
 from ...errors import ReservationLost, StoreUnavailable
 from ...names import WAIT_SECONDS, Metric
 from ...notes import note
-from ...types import Clock
 from . import wanted as wants
 from .across import Across
 from .decision import Decision, together, verdict
@@ -15,7 +15,7 @@ from .fallback import Fallback
 from .lending import Lending
 from .limit import Limit
 from .memory import Memory
-from .notices import Notices, Recording
+from .notices import Notices, Recording, Telling
 from .policies import Policies
 from .wanted import LimitRef, Verdict, Wanted
 
@@ -23,16 +23,24 @@ from .wanted import LimitRef, Verdict, Wanted
 class Judge:
     """Decides over what is wanted of one or several limits."""
 
-    def __init__(self, desk: Desk, clock: Clock, metrics: Recording, policies: Policies, instances: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        clock: RoomClock,
+        metrics: Recording,
+        policies: Policies,
+        instances: Callable[[], int],
+        alerts: Telling,
+    ) -> None:
         self._desk = desk
         self._clock = clock
         self._metrics = metrics
         self._policies = policies
         self.across = Across(desk)
         self.memory = Memory()
-        self.fallback = Fallback(instances, lambda: desk.heard_at)
+        self.fallback = Fallback(instances, lambda: desk.heard_at, clock)
         self.lending = Lending(desk, clock, policies)
-        self._notices = Notices(desk.store, metrics)
+        self._notices = Notices(desk.store, metrics, alerts)
         self._merging: set[asyncio.Task[None]] = set()
 
     async def decide(self, verb: str, wanted: list[Wanted], limit: LimitRef) -> Decision:
@@ -167,6 +175,11 @@ class Judge:
         """In a forked child: loans are the parent's."""
         self.lending.forget()
         self.memory.clear()
+
+    def afresh(self) -> None:
+        """Another store, another clock: nothing was heard of this one, and nothing is owed to it."""
+        self._desk.afresh()
+        self.fallback.forget()
 
 
 def _overridden(one: Wanted, *, allowed: bool) -> Decision:

@@ -7,9 +7,9 @@ spends within the limit. The deadline is measured from before the asking, on a c
 import asyncio
 import contextlib
 
+from ...clock import RoomClock
 from ...errors import StoreError
 from ...keys import Key
-from ...types import Clock
 from .decision import Decision
 from .desk import Desk, Part
 from .policies import Policies
@@ -63,7 +63,7 @@ class _Loan:
 class Lending:
     """The loans of one process."""
 
-    def __init__(self, desk: Desk, clock: Clock, policies: Policies) -> None:
+    def __init__(self, desk: Desk, clock: RoomClock, policies: Policies) -> None:
         self._desk = desk
         self._clock = clock
         self._policies = policies

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import msgspec
 
@@ -142,7 +143,7 @@ class Policy:
 
     def __init__(self, limit: Limit, *, inline: bool = False) -> None:
         self.limit = limit
-        self.spec: dict[str, Any] | None = _spelled(limit) if inline else None
+        self.spec: dict[str, Any] | None = spelled(limit) if inline else None
         """All of it, for who does not know it by name."""
         self.shape: Shape = shape_of(limit)
         self.dimensions = limit.dimensions
@@ -177,7 +178,8 @@ def fields_of(setting: LimitSettings) -> dict[str, Any]:
     return given
 
 
-def _spelled(limit: Limit) -> dict[str, Any]:
+def spelled(limit: Limit) -> dict[str, Any]:
+    """All of it that is not the default, for who does not know it by name."""
     given = {name: getattr(limit, name) for name in limit.__struct_fields__}
     default = dict(zip(reversed(limit.__struct_fields__), reversed(limit.__struct_defaults__), strict=False))
     kept = {name: value for name, value in given.items() if name not in default or value != default[name]}
@@ -185,6 +187,12 @@ def _spelled(limit: Limit) -> dict[str, Any]:
     if isinstance(limit.per, timedelta):
         found["per"] = limit.per.total_seconds()
     return found
+
+
+def respelled(name: str, spec: Mapping[str, Any]) -> Limit:
+    """The other way. InvalidArgument, TypeError, msgspec.ValidationError: it says no limit."""
+    given = {field: value for field, value in spec.items() if field != "name"}
+    return Limit(name, **fields_of(msgspec.convert(given, LimitSettings)))
 
 
 def bucket_of(limit: Limit, identity: Identity, *, missing: str | None = None) -> str:
@@ -220,6 +228,15 @@ def bucket_of(limit: Limit, identity: Identity, *, missing: str | None = None) -
     if len(wanted) == 1:
         return found[0]
     return "&".join(f"{dimension}={_plain(value)}" for dimension, value in zip(wanted, found, strict=True))
+
+
+def dimensions_of(limit: Limit, identity: str) -> dict[str, str]:
+    """The other way: what `by` says of whose bucket it is; of a plain name without `by`, nothing."""
+    wanted = limit.dimensions
+    if len(wanted) == 1:
+        return {wanted[0]: identity}
+    pairs = (pair.partition("=") for pair in identity.split("&") if wanted)
+    return {name: unquote(value) for name, equals, value in pairs if equals}
 
 
 def _plain(value: str) -> str:

@@ -5,19 +5,20 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ... import units
+from ...clock import RoomClock
 from ...errors import InvalidArgument
 from ...names import RESERVATIONS_REAPED
 from ...notes import note
 from ...settings import LimitSettings
 from ...store.store import Store
-from ...types import Clock, Dimensions, Identity, Unit
+from ...types import Dimensions, Identity, Unit
 from . import wanted as wants
 from .decision import Decision
 from .desk import Desk, Part
 from .judge import Judge, nothing
 from .limit import Limit
 from .line import Lines
-from .notices import Recording
+from .notices import Recording, Telling
 from .policies import Policies
 from .reservation import PendingReservation, Reservation, Settlement, Token, by_unit, checked_lease, new_id
 from .shape import UNKNOWN_FOR_US
@@ -40,10 +41,11 @@ class RateLimiter:
     def __init__(
         self,
         store: Callable[[], Store],
-        clock: Clock,
+        clock: RoomClock,
         metrics: Recording,
         settings: Mapping[str, LimitSettings],
         *,
+        alerts: Telling,
         replicas: int = 1,
         owner: Callable[[], str] = lambda: "observatory",
         instances: Callable[[], int] = lambda: 0,
@@ -52,7 +54,7 @@ class RateLimiter:
         self._metrics = metrics
         self._policies = Policies(settings)
         self._desk = Desk(store, clock, replicas)
-        self._judge = Judge(self._desk, clock, metrics, self._policies, instances)
+        self._judge = Judge(self._desk, clock, metrics, self._policies, instances, alerts)
         self._lines = Lines(self._desk, owner)
         self._waiting = Waiting(self._judge, self._desk, self._lines, clock, pauses)
 
@@ -73,6 +75,11 @@ class RateLimiter:
         """What "*" means for these dimensions. Local and pure; `observatory rate-limiter explain` prints it."""
         given = wants.known(wants.given(dimensions))
         return tuple(policy.limit for policy in self._policies.match(given, units))
+
+    @property
+    def declared(self) -> tuple[Limit, ...]:
+        """As code has them."""
+        return self._policies.declared
 
     @property
     def any_match(self) -> bool:
@@ -133,23 +140,24 @@ class RateLimiter:
         lease: float = 60.0,
         id: str | None = None,  # noqa: A002 (the word for it)
     ) -> PendingReservation:
-        """Hold an estimate, settle the truth. The only way to use slots. Refused: RateLimitExceeded.
+        """Hold an estimate, settle the truth. The only way to use slots. Refused: RateLimitExceeded; paused: CoolingDown.
 
         An estimate above the capacity is held as the capacity. timeout: seconds in line. lease: seconds after which the hold of
         an owner who fell silent comes back. id: asking again under it takes nothing more.
         """
 
         async def hold() -> Reservation:
-            patience, seconds, name = units.timeout(timeout), checked_lease(lease), new_id(id)
+            seconds, name = checked_lease(lease), new_id(id)
             wanted = wants.binding(self._wanted(limit, identity, cost, hold=True))
             if seconds > SLOT_LEASE and any(one.shape.kind == "c" for one in wanted):
                 raise InvalidArgument(
                     f"lease must be at most {SLOT_LEASE:g} seconds where slots are held, got {lease:g}",
                     remedy="async with reserve(...) renews it while it is open; or call renew()",
                 )
+            patience = await self._waiting.paused(wants.given(identity), units.timeout(timeout))
             return await self._reserve(wanted, patience, seconds, name, limit)
 
-        return PendingReservation(hold)
+        return PendingReservation(hold, self._desk.clock)
 
     def requires(self, limit: LimitRef, cost: Cost = 1, *, timeout: float | None = 0.0) -> Callable[[], Awaitable[Decision]]:
         """A zero-argument check-or-raise on the bound dimensions: FastAPI's Depends(obs.rate_limiter.requires("chat"))."""
@@ -165,11 +173,10 @@ class RateLimiter:
 
     async def reset(self, limit: str | Limit, identity: Identity | None = None) -> None:
         """Forget what was taken: of an identity, of the limit's one bucket. Open holds are forgotten with it."""
-        policy = self._policies.find(limit)
-        store = self._desk.store()
+        policy, store = self._policies.find(limit), self._desk.store()
         key = store.keys.bucket(policy.limit.name, wants.bucket(policy.limit, wants.given(identity)), policy.form)
-        beside = [f"{key}:{suffix}" for suffix in ("holds", "deadlines", "reaped", "line", "owners")]
-        await store.command("UNLINK", key, *beside)
+        beside = ("holds", "deadlines", "reaped", "line", "owners")
+        await store.command("UNLINK", key, *[f"{key}:{suffix}" for suffix in beside])
         self._judge.memory.forget(key)
 
     def reservation(self, id: str) -> Reservation:  # noqa: A002
@@ -201,11 +208,9 @@ class RateLimiter:
         who = wants.given(identity)
         matched = False
         if isinstance(limit, str) and limit == "*":
-            matched = True
+            matched, who = True, wants.known(who)
             brought = {"requests", "slots", *cost} if isinstance(cost, Mapping) else {"requests"}
-            policies = self._policies.match(wants.known(who), brought)
-            if not hold:
-                policies = [policy for policy in policies if policy.shape.kind != "c"]
+            policies = [policy for policy in self._policies.match(who, brought) if hold or policy.shape.kind != "c"]
         elif isinstance(limit, str | Limit):
             policies = [self._policies.find(limit)]
             if isinstance(cost, Mapping):
@@ -218,16 +223,7 @@ class RateLimiter:
                 wants.check_costs([policy.limit for policy in policies], cost)
         else:
             raise InvalidArgument(f"limit must be a name, a Limit, several of them, or '*', got {limit!r:.80}")
-        found = []
-        for policy in policies:
-            if policy.shape.kind == "c" and not hold and not look:
-                raise InvalidArgument(
-                    f"limit {policy.limit.name} counts slots, which are held: use reserve", remedy="async with reserve(...)"
-                )
-            bucket = wants.bucket(policy.limit, who, matched=matched)
-            one = wants.want(keys, policy, bucket, wants.cost_of(policy.limit, cost), clamp=hold)
-            found.append(one._replace(fair=wants.fair(policy.limit, who)) if policy.limit.fair_by else one)
-        return found
+        return wants.each(keys, policies, who, cost, matched=matched, hold=hold, look=look)
 
     # holding
     async def _reserve(
@@ -304,8 +300,7 @@ class RateLimiter:
                 for one in reservation.wanted
             ]
         )
-        kept = all(status == 1 for status, _, _ in done)
-        if kept:
+        if kept := all(status == 1 for status, _, _ in done):
             reservation.renewed(self._desk.now_us(), lease)
         return kept
 
@@ -318,3 +313,8 @@ class RateLimiter:
         self._desk.forget()
         self._judge.forget()
         self._lines.forget()
+
+    def afresh(self) -> None:
+        """Another store, another clock: nothing is known of either."""
+        self.forget()
+        self._judge.afresh()

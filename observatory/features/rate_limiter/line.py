@@ -1,7 +1,6 @@
 """Waiting in the fleet's line: one task per process and limit stands there for all who wait here."""
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Callable
 from typing import Any, Literal
@@ -105,9 +104,7 @@ class Line:
                     # They may stand there still, and are passed after a second: our next line has another name.
                     self._fail(error)
                     return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._changed.wait()
+                await self._desk.clock.looked(self._changed, wait)
         except Exception as error:
             INTERNAL.exception("standing in line failed")
             self._fail(error)
@@ -204,14 +201,15 @@ class Lines:
             made = Line(self._desk, part, owner, gone, strict=strict)
             line = self._lines[key] = made
         line.join(ticket)
-        began = asyncio.get_running_loop().time()
+        clock = self._desk.clock
+        began = clock.time()
         try:
-            async with asyncio.timeout(patience):
-                return await ticket.future
+            async with clock.timeout(patience):
+                return await clock.overseen(ticket.future, lambda: line.eta)
         except TimeoutError:
             if ticket.future.done() and not ticket.future.cancelled():
                 return ticket.future.result()
-            waited = asyncio.get_running_loop().time() - began
+            waited = clock.time() - began
             return Refused(line.eta, waited)
         except asyncio.CancelledError:
             done = ticket.future.done() and not ticket.future.cancelled() and ticket.future.exception() is None

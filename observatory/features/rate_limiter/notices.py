@@ -8,11 +8,15 @@ from typing import Any, Protocol
 import msgspec
 
 from ...errors import ObservatoryError
+from ...keys import Key
 from ...logs import INTERNAL
 from ...names import LIMIT_ALERTS, LIMIT_CONFLICTS, LIMIT_UTILIZATION
 from ...store.store import Store
+from ...types import Dimensions
+from ...units import amount, moment, units
+from .budgets import forecast, period_of, remember
 from .decision import Decision
-from .limit import Policy
+from .limit import Policy, dimensions_of
 from .shape import Shape, algorithm_of
 from .wanted import Wanted
 
@@ -24,6 +28,10 @@ _USED_STEP = 0.01
 """A limit that drains is more used with each call; it is told when it is so much more."""
 
 
+_Told = tuple[str, str, float, int]
+"""Limit, identity, fraction (0: it was charged at all), window."""
+
+
 class Recording(Protocol):
     """What the limiter needs of the metrics."""
 
@@ -32,13 +40,22 @@ class Recording(Protocol):
     def set_gauge(self, metric: str, value: float, labels: Mapping[str, str] | None = None) -> None: ...
 
 
+class Telling(Protocol):
+    """What tells the fleet of something once (features/alerts)."""
+
+    async def tell(
+        self, claim: Key, claim_ms: int, kind: str, at_us: int, data: Mapping[str, Any], about: Dimensions
+    ) -> bool: ...
+
+
 class Notices:
     """Told by whoever sees it first; the others find it told. Beside the caller's way, never in it."""
 
-    def __init__(self, store: Callable[[], Store], metrics: Recording) -> None:
+    def __init__(self, store: Callable[[], Store], metrics: Recording, alerts: Telling) -> None:
         self._store = store
         self._metrics = metrics
-        self._told: set[tuple[str, str, float, int]] = set()
+        self._alerts = alerts
+        self._told: set[_Told] = set()
         self._compared: dict[str, Shape] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._used: dict[str, tuple[float, int]] = {}
@@ -59,15 +76,31 @@ class Notices:
         if used >= told + _USED_STEP or used >= 1 > told or not 0 <= now_us - told_us <= _USED_US:
             self._used[policy.limit.name] = (used, now_us)
             self._metrics.set_gauge(LIMIT_UTILIZATION, used, {"limit": policy.limit.name})
+        if one.shape.unit == "usd" and used > 0:
+            self._once((policy.limit.name, one.identity, 0.0, one.shape.window_of(now_us)), self._remember, one)
         if policy.limit.alert_at:
             window = one.shape.window_of(now_us)
             for fraction in policy.limit.alert_at:
-                alert = (policy.limit.name, one.identity, fraction, window)
-                if used >= fraction and alert not in self._told:
-                    if len(self._told) >= _REMEMBERED:
-                        self._told.clear()
-                    self._told.add(alert)
-                    self._start(self._alert(one, decision, fraction, window))
+                if used >= fraction:
+                    self._once((policy.limit.name, one.identity, fraction, window), self._alert, one, decision, now_us)
+
+    def _once(self, what: _Told, tell: Callable[..., Coroutine[Any, Any, None]], *about: Any) -> None:
+        if what not in self._told:
+            if len(self._told) >= _REMEMBERED:
+                self._told.clear()
+            self._told.add(what)
+            self._start(self._surely(what, tell(what, *about)))
+
+    async def _surely(self, what: _Told, work: Coroutine[Any, Any, None]) -> None:
+        """What the store did not take is told with the next answer."""
+        try:
+            await work
+        except ObservatoryError:
+            self._told.discard(what)
+            raise
+
+    async def _remember(self, what: _Told, one: Wanted) -> None:
+        await remember(self._store(), one.policy.limit, one.identity)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(self._quietly(work), name="observatory notice")
@@ -81,15 +114,18 @@ class Notices:
         except ObservatoryError as error:
             INTERNAL.debug("a notice was not told: %s", error)
 
-    async def _alert(self, one: Wanted, decision: Decision, fraction: float, window: int) -> None:
-        store, limit = self._store(), one.policy.limit
+    async def _alert(self, what: _Told, one: Wanted, decision: Decision, now_us: int) -> None:
+        store, limit, (_, identity, fraction, window) = self._store(), one.policy.limit, what
         lasts_ms = max(one.shape.period_us, one.shape.full_us, 1_000_000) // 1000 + 60_000
-        key = store.keys.alert(limit.name, one.identity, fraction, window)
-        if await store.bulk().command("SET", key, "1", "NX", "PX", lasts_ms) is None:
+        claim = store.keys.alert(limit.name, identity, fraction, window)
+        about = dimensions_of(limit, identity)
+        kind, said = _said(one, decision, fraction, now_us)
+        told = {"limit": limit.name, "identity": identity, "dimensions": about, **said}
+        if not await self._alerts.tell(claim, lasts_ms, kind, now_us, told, about):
             return
         self._metrics.increment_counter(LIMIT_ALERTS, 1, {"limit": limit.name, "fraction": f"{fraction:g}"})
         left = f"{decision.remaining} of {decision.capacity} {decision.unit} left"
-        INTERNAL.warning("limit %s of %s: %.0f %% used, %s", limit.name, one.identity or "all", fraction * 100, left)
+        INTERNAL.warning("limit %s of %s: %.0f %% used, %s", limit.name, identity or "all", fraction * 100, left)
 
     async def _compare(self, policy: Policy) -> None:
         """Does another process of the fleet mean other numbers by this name? Each applies its own; one of them says so."""
@@ -110,6 +146,19 @@ class Notices:
             await asyncio.wait(self._tasks, timeout=0.5)
         for task in self._tasks:
             task.cancel()
+
+
+def _said(one: Wanted, decision: Decision, fraction: float, now_us: int) -> tuple[str, dict[str, Any]]:
+    """What is told, and its type. Money is Decimal; what is held counts as spent until it is settled."""
+    spent, period = decision.capacity - decision.remaining, period_of(one.shape, now_us)
+    ends_us = now_us + int(decision.reset_after * 1e6) if period is None else period.start_us + period.length_us
+    resets_at = f"{moment(ends_us):%Y-%m-%dT%H:%M:%SZ}"
+    if decision.unit != "usd":
+        used = {"unit": decision.unit, "used": spent, "amount": decision.capacity}
+        return "limit.threshold", {"threshold": fraction, **used, "resets_at": resets_at}
+    going = None if period is None else amount(forecast(units(spent, "usd"), period, now_us), "usd")
+    money = {"spent_usd": spent, "amount_usd": decision.capacity, "resets_at": resets_at, "forecast_usd": going}
+    return "budget.threshold", {"threshold": fraction, **money}
 
 
 def _spelled(policy: Policy) -> str:

@@ -69,6 +69,11 @@ class Policies:
             remedy = error.remedy if isinstance(error, ObservatoryError) else None
             raise ConfigurationError(f"limits.{limit.name}: {said_of_it}", remedy=remedy) from error
 
+    @property
+    def declared(self) -> tuple[Limit, ...]:
+        """As code has them, and no setting."""
+        return tuple(self._declared.values())
+
     def __iter__(self) -> Iterator[Limit]:
         return iter([policy.limit for policy in self._policies.values()])
 

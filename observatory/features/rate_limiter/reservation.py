@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import msgspec
 
 from ... import units
+from ...clock import RoomClock, Timer
 from ...errors import InvalidArgument, ObservatoryError, ReservationLost, StoreUnavailable
 from ...logs import INTERNAL
-from ...settings import LimitSettings
 from ...types import Amount, Unit
 from .decision import Decision
-from .limit import Limit, fields_of
+from .limit import Limit, respelled
 from .wanted import Cost, Wanted
 
 LONGEST_LEASE = 3600.0
@@ -47,8 +47,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
 
     def inline(self) -> Limit:
         try:
-            given = {name: value for name, value in (self.spec or {}).items() if name != "name"}
-            return Limit(self.limit, **fields_of(msgspec.convert(given, LimitSettings)))
+            return respelled(self.limit, self.spec or {})
         except (msgspec.ValidationError, TypeError):
             raise InvalidArgument("id is not one that reserve gave out") from None
 
@@ -200,10 +199,11 @@ class PendingReservation(Awaitable[Reservation]):
     """`await` it, or `async with` it: renewed while open; on exit, also after an exception, settled at the estimate unless you
     settled or cancelled (money that may be spent is never given back by an exception)."""
 
-    def __init__(self, reserve: Callable[[], Awaitable[Reservation]]) -> None:
+    def __init__(self, reserve: Callable[[], Awaitable[Reservation]], clock: RoomClock) -> None:
         self._reserve = reserve
+        self._clock = clock
         self._held: Reservation | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._renewing: asyncio.Task[None] | None = None
 
     def __await__(self) -> Generator[Any, None, Reservation]:
@@ -214,7 +214,8 @@ class PendingReservation(Awaitable[Reservation]):
             raise InvalidArgument("this reservation is open already", remedy="Call reserve again")
         self._held = await self._reserve()
         # Most are over long before; only those that last get a task of their own.
-        self._timer = asyncio.get_running_loop().call_later(self._held.lease / 3, self._begin, self._held)
+        held, clock = self._held, self._clock
+        self._timer = clock.call_at(clock.time() + held.lease / 3, lambda: self._begin(held))
         return self._held
 
     def _begin(self, held: Reservation) -> None:
@@ -242,18 +243,17 @@ class PendingReservation(Awaitable[Reservation]):
             # The hold is charged already; at its deadline it comes back, as after a crash.
             INTERNAL.warning("a reservation could not be settled: %s", failure)
 
-    @staticmethod
-    async def _renew(held: Reservation) -> None:
+    async def _renew(self, held: Reservation) -> None:
         while not held.is_settled:
             try:
                 await held.renew()
-                await asyncio.sleep(held.lease / 3)
+                await self._clock.rest(held.lease / 3)
             except ReservationLost:
                 if not held.is_settled:
                     INTERNAL.warning("a reservation of %s was lost while it was open", held.decision.limit)
                 return
             except ObservatoryError:
-                await asyncio.sleep(held.lease / 12)
+                await self._clock.rest(held.lease / 12)
 
 
 def by_unit(wanted: Sequence[Wanted], amounts: Sequence[int]) -> dict[Unit, int | Decimal]:

@@ -1,13 +1,13 @@
 """Insisting: stand in the line of the limit that binds, until all fit or the time is over."""
 
-import asyncio
 from typing import Any, Protocol
 
 import msgspec
 
+from ...clock import RoomClock
 from ...errors import RateLimitExceeded, StoreUnavailable
 from ...store.journey import heard
-from ...types import Clock, Identity
+from ...types import Identity
 from .decision import Decision, verdict
 from .desk import Answer, Desk, PartAnswer
 from .judge import Judge
@@ -28,7 +28,7 @@ class Pausing(Protocol):
 class Waiting:
     """Those who wait in this process."""
 
-    def __init__(self, judge: Judge, desk: Desk, lines: Lines, clock: Clock, pauses: Pausing | None = None) -> None:
+    def __init__(self, judge: Judge, desk: Desk, lines: Lines, clock: RoomClock, pauses: Pausing | None = None) -> None:
         self._judge = judge
         self._desk = desk
         self._lines = lines
@@ -49,13 +49,13 @@ class Waiting:
         hold: tuple[str, float] | None = None,
     ) -> tuple[Decision, Answer | None]:
         """Stand in the line of the limit that binds, until all fit. hold: the id and lease of what is to be held."""
-        began = asyncio.get_running_loop().time()
+        began = self._clock.time()
         admitted = False
         try:
             answered = await self._stand(wanted, refused, patience, limit, hold, began)
             admitted = True
         finally:
-            self._judge.waited(refused.limit, asyncio.get_running_loop().time() - began, admitted=admitted)
+            self._judge.waited(refused.limit, self._clock.time() - began, admitted=admitted)
         return answered
 
     async def _stand(
@@ -67,10 +67,9 @@ class Waiting:
         hold: tuple[str, float] | None,
         began: float,
     ) -> tuple[Decision, Answer | None]:
-        loop = asyncio.get_running_loop()
         place: Any = "back"
         while True:
-            waited = loop.time() - began
+            waited = self._clock.time() - began
             left = None if patience is None else patience - waited
             refused = msgspec.structs.replace(refused, waited=waited)
             if refused.retry_after is None or (left is not None and left <= 0):
@@ -82,14 +81,14 @@ class Waiting:
                 answer, place = await self._try(one, left, place, wanted, hold, refused)
                 if answer is not None:
                     decision = verdict(self._judge.answered(wanted, answer))
-                    return msgspec.structs.replace(decision, waited=loop.time() - began), answer
+                    return msgspec.structs.replace(decision, waited=self._clock.time() - began), answer
             if hold is None:
                 decision = await self._judge.decide("take", wanted, limit)
                 answer = None
             else:
                 decision, answer = await self._judge.hold(wanted, *hold)
             if decision.allowed:
-                return msgspec.structs.replace(decision, waited=loop.time() - began), answer
+                return msgspec.structs.replace(decision, waited=self._clock.time() - began), answer
             refused = decision
 
     async def _pause(self, refused: Decision, left: float | None) -> None:

@@ -1,6 +1,6 @@
 """What a call wants of each limit: from names, dimensions and costs to parts for the scripts, and back to an answer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ... import dimensions, units
@@ -167,3 +167,18 @@ def decision(wanted: Wanted, verdict: Verdict, *, by: DecidedBy = "redis", waite
         (),
         more_after,
     )
+
+
+def each(
+    keys: Keys, policies: Sequence[Policy], who: Identity, cost: Any, *, matched: bool, hold: bool, look: bool
+) -> list[Wanted]:
+    """What is wanted of each. InvalidArgument: slots, which are held, or a cost that cannot be."""
+    found = []
+    for policy in policies:
+        if policy.shape.kind == "c" and not hold and not look:
+            raise InvalidArgument(
+                f"limit {policy.limit.name} counts slots, which are held: use reserve", remedy="async with reserve(...)"
+            )
+        one = want(keys, policy, bucket(policy.limit, who, matched=matched), cost_of(policy.limit, cost), clamp=hold)
+        found.append(one._replace(fair=fair(policy.limit, who)) if policy.limit.fair_by else one)
+    return found

@@ -4,9 +4,6 @@ The loop is tenacity's, from the first failure on: a call that succeeds at once 
 """
 
 import asyncio
-import random
-import time
-from asyncio import TimerHandle
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +13,7 @@ from typing import Literal, NamedTuple, Protocol, Self
 import tenacity
 
 from ... import replies
+from ...clock import RoomClock, Timer
 from ...logs import INTERNAL
 
 _test_attempts: ContextVar[int | None] = ContextVar("observatory_retry_testing", default=None)
@@ -38,6 +36,8 @@ class RetryDetails(NamedTuple):
 class Policy(Protocol):
     """What attempts need of a policy."""
 
+    @property
+    def clock(self) -> RoomClock: ...
     @property
     def attempts(self) -> int: ...
     @property
@@ -70,19 +70,18 @@ def in_tests(most: int) -> Iterator[None]:
 
 
 class Cut:
-    """Cancels the current task at a moment of the loop's clock, as asyncio.timeout_at does, at a third of its cost."""
+    """Cancels the current task at a moment of the timers' clock, as asyncio.timeout_at does, at a third of its cost."""
 
     __slots__ = ("_cancelling", "_fired", "_handle", "_task")
 
-    def __init__(self, when: float) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, clock: RoomClock, when: float) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a timeout needs a task")
         self._task = task
         self._cancelling = task.cancelling()
         self._fired = False
-        self._handle: TimerHandle = loop.call_at(when, self._fire)
+        self._handle: Timer = clock.call_at(when, self._fire)
 
     def _fire(self) -> None:
         self._fired = True
@@ -104,9 +103,10 @@ class Cut:
 class Attempt:
     """`with attempt:` around the call. num: 1 is the first. next_wait: seconds, without jitter, if this one fails."""
 
-    __slots__ = ("_cut", "_ended", "_limit", "error", "next_wait", "num")
+    __slots__ = ("_clock", "_cut", "_ended", "_limit", "error", "next_wait", "num")
 
-    def __init__(self, num: int, next_wait: float, limit: float | None) -> None:
+    def __init__(self, num: int, next_wait: float, limit: float | None, clock: RoomClock) -> None:
+        self._clock = clock
         self.num = num
         self.next_wait = next_wait
         self._limit = limit
@@ -120,7 +120,7 @@ class Attempt:
 
     def __enter__(self) -> Self:
         self._ended, self.error = False, None
-        self._cut = None if self._limit is None else Cut(self._limit)
+        self._cut = None if self._limit is None else Cut(self._clock, self._limit)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> bool:
@@ -132,7 +132,7 @@ class Attempt:
 
 
 class Attempts(AsyncIterator[Attempt]):
-    """Of one call. began: of the loop's clock. first: how the first attempt failed, where it was made without this."""
+    """Of one call. began: of the timers' clock. first: how the first attempt failed, where it was made without this."""
 
     def __init__(self, policy: Policy, label: str, began: float, first: Exception | None = None) -> None:
         self._policy = policy
@@ -148,7 +148,7 @@ class Attempts(AsyncIterator[Attempt]):
         self._managers: AsyncIterator[tenacity.AttemptManager] | None = None
         self._manager: tenacity.AttemptManager | None = None
         if first is not None:
-            self._attempt = Attempt(1, 0.0, None)
+            self._attempt = Attempt(1, 0.0, None, policy.clock)
             self._attempt.error = first
 
     def __aiter__(self) -> Self:
@@ -177,20 +177,21 @@ class Attempts(AsyncIterator[Attempt]):
         return self._next(before.num + 1)
 
     def _next(self, num: int) -> Attempt:
-        self._since = time.monotonic()
-        self._attempt = Attempt(num, self._policy.backoff(num), limit(self._policy, self._deadline))
+        policy = self._policy
+        self._since = policy.clock.time()
+        self._attempt = Attempt(num, policy.backoff(num), limit(policy, self._deadline), policy.clock)
         return self._attempt
 
     async def _sleep(self, seconds: float) -> None:
         self._waited += seconds
-        await asyncio.sleep(seconds)
+        await self._policy.clock.pause(seconds)
 
     async def _again(self, state: tenacity.RetryCallState) -> bool:
         """Whether there is another attempt, and after which wait. False: the error comes out as it is."""
         error = state.outcome.exception() if state.outcome is not None else None
         if not isinstance(error, Exception):
             return False
-        policy, number, now = self._policy, state.attempt_number, time.monotonic()
+        policy, number, now = self._policy, state.attempt_number, self._policy.clock.time()
         said = replies.status(error)
         told = f"{type(error).__name__}{'' if said is None else f' (HTTP {said})'}"
         self._notes.append(f"attempt {number} of {self._most}: {told} after {now - self._since:.3f} s")
@@ -215,9 +216,9 @@ class Attempts(AsyncIterator[Attempt]):
     def _until_next(self, asked: bool | float, number: int) -> float:
         policy = self._policy
         if isinstance(asked, bool):
-            return min(policy.backoff(number) + random.uniform(0, policy.wait_jitter), policy.wait_max)
+            return min(policy.backoff(number) + policy.clock.spread(policy.wait_jitter), policy.wait_max)
         spread = min(asked * _SPREAD, policy.wait_jitter) if policy.spreads else 0.0
-        return max(float(asked), 0.0) + random.uniform(0, max(spread, 0.0))
+        return max(float(asked), 0.0) + policy.clock.spread(max(spread, 0.0))
 
     def _over(self, error: Exception, outcome: Outcome | None) -> bool:
         if outcome is not None:
@@ -232,8 +233,8 @@ class Attempts(AsyncIterator[Attempt]):
 
 
 def limit(policy: Policy, deadline: float | None) -> float | None:
-    """The moment at which an attempt that begins now is cut, on the loop's clock."""
+    """The moment at which an attempt that begins now is cut, on the timers' clock."""
     if policy.attempt_timeout is None:
         return deadline
-    own = time.monotonic() + policy.attempt_timeout
+    own = policy.clock.time() + policy.attempt_timeout
     return own if deadline is None else min(own, deadline)

@@ -11,7 +11,7 @@ While the store is away a process retries from a share of its own: as large a pa
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from ...clock import monotonic
+from ...clock import RoomClock, monotonic
 from ...errors import NotOpen, StoreError
 from ...keys import Key
 from ...store.script import lua
@@ -48,17 +48,17 @@ class Account:
         self.slices: dict[int, list[int]] = {}
         """Own calls and retries, by tenths of the window."""
 
-    def note(self, calls: int, retries: int) -> None:
+    def note(self, calls: int, retries: int, at: float) -> None:
         """For the time when there is no store to ask."""
-        now = int(monotonic() / WINDOW * _SLICES)
+        now = int(at / WINDOW * _SLICES)
         if now not in self.slices:
             self.slices = {when: said for when, said in self.slices.items() if now - _SLICES < when <= now}
         said = self.slices.setdefault(now, [0, 0])
         said[0] += calls
         said[1] += retries
 
-    def own(self) -> tuple[int, int]:
-        now = int(monotonic() / WINDOW * _SLICES)
+    def own(self, at: float) -> tuple[int, int]:
+        now = int(at / WINDOW * _SLICES)
         live = [said for when, said in self.slices.items() if now - _SLICES < when <= now]
         return sum(calls for calls, _ in live), sum(retries for _, retries in live)
 
@@ -66,12 +66,19 @@ class Account:
 class RetryBudget:
     """share: of the calls that may be retries. reserve: retries of each name in WINDOW that need no calls, in the fleet."""
 
-    def __init__(self, store: Callable[[], Store], *, share: float, reserve: int, instances: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Callable[[], Store], *, share: float, reserve: int, instances: Callable[[], int], clock: RoomClock
+    ) -> None:
         self._store = store
-        self._share_ppm = round(share * 1_000_000)
-        self._reserve = reserve
+        self.clock = clock
+        self.use(share, reserve)
         self._instances = instances
         self._accounts: dict[str, Account] = {}
+
+    def use(self, share: float, reserve: int) -> None:
+        """From now on."""
+        self._share_ppm = round(share * 1_000_000)
+        self._reserve = reserve
 
     def account(self, name: str) -> Account:
         """The one of this name. A first attempt is counted by adding 1 to its `calls`."""
@@ -107,13 +114,13 @@ class RetryBudget:
 
     async def _told(self, account: Account, want: int) -> int:
         calls, account.calls = account.calls, 0
-        account.note(calls, 0)
+        account.note(calls, 0, self.clock.monotonic())
         try:
             store = self._store()
             granted, _, _ = await _exchange(
                 store,
                 budget=store.keys.retry_budget(account.name),
-                now_us=0,
+                now_us=self.clock.now_us(),
                 calls=calls,
                 want=want,
                 share_ppm=self._share_ppm,
@@ -122,11 +129,11 @@ class RetryBudget:
             )
         except (StoreError, NotOpen):
             granted = self._alone(account, want)
-        account.note(0, granted)
+        account.note(0, granted, self.clock.monotonic())
         return granted
 
     def _alone(self, account: Account, want: int) -> int:
-        calls, retries = account.own()
+        calls, retries = account.own(self.clock.monotonic())
         reserve = max(self._reserve // max(self._instances(), 1), 1) if self._reserve else 0
         return max(min(want, calls * self._share_ppm // 1_000_000 + reserve - retries), 0)
 

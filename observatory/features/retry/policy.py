@@ -1,6 +1,5 @@
 """The policy: what is tried again, how often, how long after, within what time."""
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -9,6 +8,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, overload
 import msgspec
 
 from ... import replies, units
+from ...clock import RoomClock
 from ...errors import InvalidArgument, ObservatoryError
 from ...names import Metric
 from ...settings import RetrySettings
@@ -139,13 +139,14 @@ class Retry(msgspec.Struct, frozen=True):
         Cancellation is immediate and never retried.
         """
         label = self.name or getattr(fn, "__qualname__", None) or type(fn).__name__
-        began = time.monotonic()
+        clock = self.shared.clock
+        began = clock.time()
         if self.budget:
             self.shared.account(label).calls += 1
         try:
             if self.timeout is None and self.attempt_timeout is None:
                 return await fn(*args, **kwargs)
-            cut = Cut(limit(self, None if self.timeout is None else began + self.timeout) or began)
+            cut = Cut(clock, limit(self, None if self.timeout is None else began + self.timeout) or began)
             try:
                 value = await fn(*args, **kwargs)
             except BaseException as error:
@@ -172,7 +173,7 @@ class Retry(msgspec.Struct, frozen=True):
         label = self.name or _BLOCK
         if self.budget:
             self.shared.account(label).calls += 1
-        return Attempts(self, label, time.monotonic())
+        return Attempts(self, label, self.shared.clock.time())
 
     @staticmethod
     def testing(most: int = 1) -> AbstractContextManager[None]:
@@ -180,6 +181,10 @@ class Retry(msgspec.Struct, frozen=True):
         return in_tests(most)
 
     # what attempts ask
+    @property
+    def clock(self) -> RoomClock:
+        return self.shared.clock
+
     def asked(self, error: Exception) -> bool | float:
         """False: not to be retried. True: with our backoff. A number: after so many seconds."""
         if isinstance(self.on, type | tuple):

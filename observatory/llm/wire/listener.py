@@ -1,7 +1,7 @@
 """What an answer means, whole or event by event, in each of the protocols."""
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -21,13 +21,39 @@ _OVER: Final = frozenset({"response.completed", "response.incomplete", "response
 _SPEAKS: Final = frozenset({"content", "reasoning_content", "reasoning", "refusal", "text", "thinking", "partial_json"})
 
 
+class Content(Protocol):
+    """Who wants the texts of an answer."""
+
+    def add(self, text: str) -> None: ...
+
+
 class Listener:
     """Hears one answer, and writes down what is known of it. now: when what it hears came, set by who reads."""
 
-    __slots__ = ("_endpoint", "_pending", "_said", "_started", "_status", "_texts", "_tokenizer", "_tokens", "now", "reading")
+    __slots__ = (
+        "_content",
+        "_endpoint",
+        "_pending",
+        "_said",
+        "_started",
+        "_status",
+        "_texts",
+        "_tokenizer",
+        "_tokens",
+        "now",
+        "reading",
+    )
 
-    def __init__(self, reading: Reading, endpoint: Endpoint, status: int, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        reading: Reading,
+        endpoint: Endpoint,
+        status: int,
+        tokenizer: Tokenizer,
+        content: Content | None = None,
+    ) -> None:
         self.reading = reading
+        self._content = content
         self.now = 0.0
         self._endpoint = endpoint
         self._status = status
@@ -41,6 +67,8 @@ class Listener:
     # what is not said is counted
     def _heard(self, text: Any) -> None:
         if isinstance(text, str) and text:
+            if self._content is not None:
+                self._content.add(text)
             self._texts.append(text)
             self._pending += len(text)
             if self._pending > _PIECE:
@@ -87,6 +115,8 @@ class Listener:
         """A whole answer, of any endpoint."""
         self._about(document)
         self._use(document.get("usage"))
+        if self._content is not None:
+            self._wrote(document)
         if self._endpoint == "messages":
             self._ended(document.get("stop_reason"))
         elif self._endpoint == "responses":
@@ -94,6 +124,13 @@ class Listener:
         for choice in _listed(document.get("choices")):
             self._ended(choice.get("finish_reason"))
         self._erred(document.get("error"))
+
+    def _wrote(self, document: dict[str, Any]) -> None:
+        """The texts of a whole answer are heard as those of a stream are."""
+        for choice in _listed(document.get("choices")):
+            self._delta(choice["message"] if isinstance(choice.get("message"), dict) else choice)
+        for item in (*_listed(document.get("output")), *_listed(document.get("content"))):
+            self._delta(item)
 
     def _about(self, document: dict[str, Any]) -> None:
         reading = self.reading

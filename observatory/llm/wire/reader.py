@@ -3,7 +3,7 @@
 from typing import Final
 
 from .decoding import decoder
-from .listener import Listener
+from .listener import Content, Listener
 from .reading import Reading
 from .request import Endpoint
 from .skim import Skim
@@ -13,11 +13,15 @@ from .tokens import Tokenizer, approximately
 DOCUMENT: Final = 16_384
 """Bytes of a JSON body that is kept to be read in full; a longer one is skimmed as it passes."""
 
+CAPTURED: Final = 262_144
+"""Where its content is captured."""
+
 
 class Reader:
-    """Reads one response. endpoint: of the request. Feed it the bytes as they are on the wire; it keeps some 20 KB at most."""
+    """Reads one response. endpoint: of the request. Feed it the bytes as they are on the wire; it keeps some 20 KB at most.
+    content: takes the texts of the answer."""
 
-    __slots__ = ("_decoder", "_document", "_events", "_listener", "_plain", "_skim", "_status", "reading")
+    __slots__ = ("_decoder", "_document", "_events", "_listener", "_most", "_plain", "_skim", "_status", "reading")
 
     def __init__(
         self,
@@ -27,10 +31,11 @@ class Reader:
         content_encoding: str = "",
         *,
         tokenizer: Tokenizer = approximately,
+        content: Content | None = None,
     ) -> None:
         self.reading = Reading()
         self._status = status
-        self._listener = Listener(self.reading, endpoint, status, tokenizer)
+        self._listener = Listener(self.reading, endpoint, status, tokenizer, content)
         self._plain = content_encoding.strip().lower() in ("", "identity")
         self._decoder = decoder(content_encoding)
         self.reading.unread = self._decoder is None
@@ -38,6 +43,7 @@ class Reader:
         heard = self._listener
         self._events = Events(heard.event, heard.long_event) if kind == "text/event-stream" else None
         self._document: bytearray | None = bytearray()
+        self._most = DOCUMENT if content is None else CAPTURED
         self._skim: Skim | None = None
 
     @property
@@ -66,7 +72,7 @@ class Reader:
             self._skim.feed(part)
         elif self._document is not None:
             self._document += part
-            if len(self._document) > DOCUMENT:
+            if len(self._document) > self._most:
                 self._skim = Skim()
                 self._skim.feed(bytes(self._document))
                 self._document = None

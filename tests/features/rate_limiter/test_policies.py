@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from observatory import ConfigurationError, InvalidArgument, Limit, Observatory, Override, Settings, UnknownLimit
+from observatory.testing import FrozenClock
 from tests.conftest import Open
 
 
@@ -270,35 +271,19 @@ async def test_requires_is_a_check_on_what_is_bound(obs: Observatory) -> None:
 
 async def test_calendar_windows_end_when_the_calendar_says(opening: Open) -> None:
     """A day in New York, a week from Monday, a month in UTC: with a moved clock over daylight saving."""
-    clock = Hand()
+    clock = FrozenClock(1_741_456_800)  # Saturday 2025-03-08 18:00 UTC; the clocks go forward on Sunday
     obs = await opening(clock=clock)
     obs.rate_limiter.define(
         Limit("day", 5, per="day", timezone="America/New_York"), Limit("month", 5, per="month"), Limit("week", 5, per="week")
     )
-    clock.now = 1_741_456_800_000_000  # Saturday 2025-03-08 18:00 UTC; the clocks go forward on Sunday
     for name, hours in (("day", 11), ("week", 30), ("month", (31 - 8) * 24 + 6)):
         decision = await obs.rate_limiter.check(name, None, 5)
         assert decision.reset_after == hours * 3600
         refused = await obs.rate_limiter.check(name)
         assert refused.retry_after == hours * 3600
-    clock.now += 11 * 3_600_000_000
+    clock.advance(11 * 3600)
     assert (await obs.rate_limiter.check("day", None, 5)).reset_after == 23 * 3600, "a day of 23 hours"
-    clock.now += 23 * 3_600_000_000 - 1
+    clock.advance(23 * 3600 - 0.000_001)
     assert not await obs.rate_limiter.check("day")
-    clock.now += 1
+    clock.advance(0.000_001)
     assert await obs.rate_limiter.check("day")
-
-
-class Hand:
-    """A clock that stands still."""
-
-    now = 0
-
-    def now_us(self) -> int:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now / 1e6
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(0)

@@ -1,0 +1,91 @@
+"""What was asked and what was answered, in the shape that OpenTelemetry's GenAI conventions have for spans.
+
+Only where `llm.capture_content` is on. Texts, and tools by name and arguments; of images, files and audio only that they were
+there. Long ones are cut.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+MOST: Final = 16_000
+"""Characters of a prompt, and of an answer."""
+_CUT: Final = " …"
+_DEPTH: Final = 8
+_TEXTS: Final = ("text", "thinking", "content", "output", "refusal")
+
+
+class Texts:
+    """Takes as many characters as there is room for."""
+
+    __slots__ = ("_room", "_said")
+
+    def __init__(self) -> None:
+        self._room = MOST
+        self._said: list[str] = []
+
+    def add(self, text: str) -> None:
+        """Of an answer, as it comes."""
+        self._said.append(self.cut(text))
+
+    def cut(self, text: str) -> str:
+        """As much of it as still fits."""
+        if len(text) <= self._room:
+            self._room -= len(text)
+            return text
+        kept, self._room = text[: self._room], 0
+        return kept + _CUT if kept else ""
+
+    def __str__(self) -> str:
+        return "".join(self._said)
+
+
+def asked(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Attributes of a request: its messages, and its system instructions where they stand apart."""
+    texts = Texts()
+    found = {}
+    apart = next((document[name] for name in ("system", "instructions") if document.get(name)), None)
+    if apart is not None:
+        found["gen_ai.system_instructions"] = list(_parts(apart, texts, 0))
+    turns: Any = next((document[name] for name in ("messages", "input", "prompt") if document.get(name)), [])
+    turns = turns if isinstance(turns, list) and any(isinstance(one, dict) for one in turns) else [turns]
+    found["gen_ai.input.messages"] = [_turn(one, texts) for one in turns]
+    return found
+
+
+def answered(texts: Texts, reasons: list[str]) -> list[dict[str, Any]]:
+    """The answer: all of its texts as one."""
+    part = {"type": "text", "content": str(texts)}
+    return [{"role": "assistant", "parts": [part], "finish_reason": reasons[0] if reasons else "error"}]
+
+
+def _turn(turn: Any, texts: Texts) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        return {"role": "user", "parts": list(_parts(turn, texts, 0))}
+    role = turn.get("role") if isinstance(turn.get("role"), str) else "user"
+    calls = turn.get("tool_calls")
+    # An item of `input` has no content of its own where it is a tool's call, or what came of it.
+    said = [turn.get("content"), calls] if "content" in turn or calls else turn
+    return {"role": role, "parts": list(_parts(said, texts, 0))}
+
+
+def _parts(said: Any, texts: Texts, depth: int) -> Iterator[dict[str, Any]]:
+    if isinstance(said, str):
+        yield {"type": "text", "content": texts.cut(said)}
+    elif isinstance(said, list) and depth < _DEPTH:
+        for one in said:
+            yield from _parts(one, texts, depth + 1)
+    elif isinstance(said, dict):
+        kind = said.get("type") if isinstance(said.get("type"), str) else "text"
+        inside = said.get("function")
+        function = inside if isinstance(inside, dict) else said
+        if isinstance(name := function.get("name"), str):
+            arguments = function.get("arguments", function.get("input"))
+            yield {"type": "tool_call", "name": texts.cut(name), "arguments": texts.cut(str(arguments))}
+            return
+        inner = next((said[name] for name in _TEXTS if isinstance(said.get(name), str | list)), None)
+        if isinstance(inner, str):
+            yield {"type": kind if kind not in ("input_text", "output_text") else "text", "content": texts.cut(inner)}
+        elif inner is not None and depth < _DEPTH:
+            yield from _parts(inner, texts, depth + 1)
+        else:
+            yield {"type": kind}
