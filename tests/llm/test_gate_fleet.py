@@ -296,6 +296,20 @@ async def test_last_attempts_ask_for_nothing(opening: Open, there: Provider) -> 
     assert len(there.requests) == 6
 
 
+async def test_a_retry_that_does_not_come_is_anothers(opening: Open, there: Provider) -> None:
+    """One retry in all: who was promised it and does not come leaves it to who does."""
+    obs = await opening(settings=Settings(llm=LlmSettings(breaker="off"), retry=RetrySettings(budget=0.0, budget_reserve=1)))
+    there.says = lambda _: error(500)
+    never, twice = sdk(obs, there), sdk(obs, there, retries=2)
+    async with closing(never, twice):
+        for client, made in ((never, 1), (twice, 2)):
+            with pytest.raises(openai.InternalServerError):
+                await asking(client)
+            assert len(there.requests) == made + (client is twice)
+            (promise, *_) = obs._desk.retries._promised["openai"] or (None,)
+            await until(lambda promise=promise: promise is None or promise.until < monotonic(), "it is over")  # type: ignore[misc]
+
+
 async def test_a_client_is_known_by_what_it_does(opening: Open, there: Provider) -> None:
     """One that makes more attempts than usual has the further ones asked for when they come; and gets its own error."""
     obs = await opening(settings=Settings(llm=LlmSettings(breaker="off"), retry=RetrySettings(budget=0.0, budget_reserve=3)))
