@@ -30,16 +30,21 @@ from .collecting import blocks
 from .content import Texts, asked
 from .desk import Desk, quietly
 from .gate import Asked, Passed, Spent, works
+from .outputs import LARGEST
 from .told import OUTRUN, Ended, Turn, tell
 from .wire import Reader, Reading, Recognised
 from .wire.used import Used
 
 _AZURE = "azure.ai.openai"
+_UNREAD = "unreadable"
+"""Why a call ended that we could not read: nothing against its provider."""
 _UNSENT = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol", "LocalProtocolError"}
 )
 """Errors of the transports before a provider has heard anything of a request."""
 _ONLY = Turn()
+_OURS = frozenset({"PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
+"""And of these a provider has no part."""
 
 
 class Exchange:
@@ -83,7 +88,7 @@ class Exchange:
         """Of its event; None: whatever is given then."""
         self.provider, self.model, self.operation = call.provider, call.model, call.operation
         self.endpoint, self.tokenizer, self.attempt, self.where = call.endpoint, call.tokenizer, call.attempt, call.where
-        self.estimate = call.input_tokens()
+        self.estimate = min(call.input_tokens(), LARGEST)
         self._expected = desk.outputs.expected(call.provider, call.model, call.max_output_tokens)
         self.status: int | None = None
         self.last_at: float | None = None
@@ -133,7 +138,11 @@ class Exchange:
         gate = self.desk.gate
         known = dimensions.Known(self.known)
         known.update(provider=self.provider, model=self.model, operation=self.operation, kind="llm")
-        asked = Asked(self.where, self.model, self._key, known, self._cost_estimated() if gate.limits else {})
+        cost: Mapping[Unit, Amount] = {}
+        if gate.limits:
+            with quietly:  # what cannot be estimated is counted when it is known, and refused to nobody
+                cost = self._cost_estimated()
+        asked = Asked(self.where, self.model, self._key, known, cost)
         try:
             self._passed = await gate.enter(asked, wait)
         finally:
@@ -200,6 +209,10 @@ class Exchange:
         """It broke off: by an error of the connection, or because whoever waited was cancelled."""
         self._finish(error, cut=True)
 
+    @property
+    def over(self) -> bool:
+        return self._done
+
     def closed(self) -> None:
         """Nobody reads on. With the answer complete that is how some clients end."""
         self._finish(None, cut=True)
@@ -213,14 +226,17 @@ class Exchange:
             self.desk.open(-1)
         reading = Reading()
         nano_usd: int | None = None
-        why: str | None = "unreadable"
+        why: str | None = _UNREAD
         with quietly:
             reading = self._read(cut=cut)
             why = self._why(reading, error, cut=cut)
             nano_usd = 0 if self.cached else self._cost(reading)
         if self._passed is not None:
+            spent: Spent = "estimate"
             with quietly:
-                self._passed.leave(self._works(why, error), self._spent(reading, nano_usd, error))
+                spent = self._spent(reading, nano_usd, error)
+            with quietly:  # whatever went wrong above: what is held must never stay held
+                self._passed.leave(self._works(why, error), spent)
         with quietly:
             tell(self, Ended(reading, nano_usd, latency, why, error))
 
@@ -231,10 +247,12 @@ class Exchange:
     def _works(self, why: str | None, error: BaseException | None) -> bool | None:
         """What it says of the provider."""
         if self.status is None:
-            return False if error is not None and replies.from_network(error) else None
+            if error is None or type(error).__name__ in _OURS:
+                return None
+            return False if replies.from_network(error) else None
         if self.status >= 400:
             return works(self.status)
-        return why is None or (why == "cancelled")
+        return None if why == _UNREAD else why is None or why == "cancelled"
 
     def _spent(self, reading: Reading, nano_usd: int | None, error: BaseException | None) -> Spent:
         if reading.used is not None:

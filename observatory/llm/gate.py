@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from .. import replies
 from ..clock import RoomClock, monotonic
-from ..errors import InvalidArgument, ObservatoryError, StoreError
+from ..errors import InvalidArgument, NotOpen, ObservatoryError, StoreError
 from ..features.breaker import Breaker, Breakers
 from ..features.breaker.breaker import Let
 from ..features.rate_limiter import PendingReservation, RateLimiter, Reservation
@@ -109,6 +109,8 @@ class Gate:
             if held is not None:
                 self._later(self._settle(held, "nothing"))
             raise
+        if let is not None and let.began:
+            let = let._replace(began=monotonic())  # a probe: what it stood in line for is not the provider's slowness
         passed = Passed(self, asked, breaker, let, held)
         self._inside.add(passed)
         return passed
@@ -134,7 +136,7 @@ class Gate:
 
     async def _paused(self, asked: Asked, until: float) -> None:
         pauses = self._breakers().pauses
-        for model, key in ((asked.model, asked.key), (asked.model, ""), ("", "")):
+        for model, key in ((asked.model, asked.key), (asked.model, ""), ("", asked.key), ("", "")):
             if pauses.left(asked.where, model, key):
                 await pauses.wait(asked.where, model, key, timeout=max(until - self._clock.monotonic(), _GRACE))
 
@@ -149,7 +151,9 @@ class Gate:
 
     # afterwards
     def left(self, passed: "Passed", held: PendingReservation | None, spent: Spent) -> None:
-        self._inside.discard(passed)
+        if passed not in self._inside:
+            return  # a forked child's copy of it: what is held is the parent's
+        self._inside.remove(passed)
         if held is not None:
             self._later(self._settle(held, spent))
 
@@ -158,7 +162,7 @@ class Gate:
         self._later(self._pause(asked, seconds))
 
     async def _pause(self, asked: Asked, seconds: float) -> None:
-        with suppress(StoreError):  # this process pauses all the same, and tells the others later
+        with suppress(StoreError, NotOpen):  # this process pauses all the same, and tells the others later
             await self._breakers().pauses.begin(asked.where, asked.model, asked.key, seconds=seconds)
 
     async def _settle(self, pending: PendingReservation, spent: Spent) -> None:

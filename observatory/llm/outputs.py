@@ -9,6 +9,8 @@ _SHARE: Final = 0.1
 _ABOVE: Final = 1.5
 """Times the mean: a hold that is too small lets others in who do not fit."""
 _MOST: Final = 1000
+LARGEST: Final = 10**9
+"""Tokens: a request that allows more is the provider's to refuse, and must not fail because we cannot count so far."""
 
 
 class Outputs:
@@ -20,7 +22,7 @@ class Outputs:
     def expected(self, provider: str, model: str, most: int | None) -> int:
         """What to hold. most: what the request allows; that much may come, so it is held."""
         if most is not None:
-            return most
+            return min(most, LARGEST)
         mean = self._means.get((provider, model))
         return _UNKNOWN if mean is None else int(mean * _ABOVE) + 1
 

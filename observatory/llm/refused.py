@@ -11,6 +11,8 @@ from .wire import Endpoint
 LIMIT: Final = "observatory-limit"
 CODE: Final = "observatory-code"
 CALL: Final = "observatory-call-id"
+_OBEYED: Final = 60.0
+"""Seconds: an SDK that is told to wait longer comes again after its own, much shorter wait."""
 _ANTHROPIC: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -32,8 +34,8 @@ class Refused(NamedTuple):
 
 
 def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Refused:
-    """waited: it has stood in line as long as it was to. Then, and where time alone does not help, an SDK should not come
-    again by itself."""
+    """waited: who stands in line has stood there as long as he was to. Then, and where time alone does not help, an SDK should
+    not come again by itself."""
     status = 429 if isinstance(error, CoolingDown) else error.status if 400 <= error.status <= 599 else 500
     headers = [("content-type", "application/json"), (CODE, error.code)]
     if "limit" in error.context:
@@ -41,7 +43,7 @@ def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Ref
     if error.retry_after is not None:
         after = max(error.retry_after, 0.001)
         headers += [("retry-after", str(math.ceil(after))), ("retry-after-ms", str(math.ceil(after * 1000)))]
-    if waited or not _passes(error):
+    if not _passes(error) or (waited and isinstance(error, RateLimitExceeded | CoolingDown)):
         headers.append(("x-should-retry", "false"))
     said = str(error)
     body: dict[str, Any]
@@ -55,7 +57,7 @@ def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Ref
 
 def _passes(error: ObservatoryError) -> bool:
     """Whether the same call may be let in in a while, without anybody doing anything."""
-    if isinstance(error, BudgetExceeded):
+    if isinstance(error, BudgetExceeded) or (error.retry_after or 0.0) > _OBEYED:
         return False
     if isinstance(error, RateLimitExceeded):
         return error.retry_after is not None

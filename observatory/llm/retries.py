@@ -2,17 +2,20 @@
 
 An SDK says by `x-stainless-retry-count` which attempt it makes, and obeys `x-should-retry`. So a failure that it would retry is
 asked for before it is handed on: what the budget does not allow is handed on with `x-should-retry: false`, and comes out of the
-SDK as what it is. What is allowed is a promise, which the retry redeems when it comes. Of those that do not come (an SDK that
-has tried often enough, or does not retry at all) the next failure takes over the promise, so that they cost the fleet nothing.
+SDK as what it is. What is allowed is a promise, which the retry redeems when it comes.
+
+How often an SDK tries, it does not say. A promise that nobody redeems in time is the next failure's; a client that has never
+come again gets few at a time; one that let several lapse, and an attempt that is usually the last, is not asked for at all. If
+it comes all the same, it is asked for then.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .. import replies
 from ..clock import monotonic
 from ..features.retry import RetryBudget
+from ..features.retry.budget import WINDOW
 from ..names import Metric
 
 COUNT: Final = "x-stainless-retry-count"
@@ -21,9 +24,39 @@ _RETRIED: Final = frozenset({408, 409, 429})
 """And 5xx: what the SDKs retry where nobody advises them."""
 _LONGEST: Final = 60.0
 """Seconds: what they wait at most because they are told to."""
-_BACKOFF: Final = 8.5
-"""Seconds: the longest of their own waits."""
+_FIRST: Final = 0.5
+_BACKOFF: Final = 8.0
+"""Seconds: the first of their own waits, which doubles, and the longest."""
+_LATE: Final = 1.0
+"""Seconds: a retry that comes so much later than it should still finds its promise."""
+_LAST: Final = 2
+"""The attempt after which they give up (max_retries), unless a client was seen to go on."""
+_UNPROVEN: Final = 5
+"""Promises at a time to a client that has never come again."""
+_LAPSED: Final = 3
 _MOST: Final = 1000
+
+
+class Habits:
+    """What one client was seen to do. last: the attempt that it makes no further one after."""
+
+    __slots__ = ("comes", "lapsed", "last")
+
+    def __init__(self) -> None:
+        self.comes = False
+        self.lapsed = 0
+        self.last = _LAST
+
+    def came(self, attempt: int) -> None:
+        self.comes, self.lapsed = True, 0
+        if attempt > self.last:
+            self.last = attempt + 1
+
+
+class _Promise(NamedTuple):
+    at: float
+    until: float
+    habits: Habits
 
 
 class Recording(Protocol):
@@ -38,19 +71,19 @@ class Retries:
     def __init__(self, budget: Callable[[], RetryBudget], metrics: Callable[[], Recording]) -> None:
         self._budget = budget
         self._metrics = metrics
-        self._promised: dict[str, deque[float]] = {}
+        self._promised: dict[str, list[_Promise]] = {}
 
-    async def begin(self, where: str, attempt: int) -> bool:
+    async def begin(self, where: str, attempt: int, habits: Habits) -> bool:
         """A call arrives. False: it is a retry that nobody has promised, and one too many."""
-        account = self._budget().account(f"llm:{where}")
         if not attempt:
-            account.calls += 1
+            self._budget().account(f"llm:{where}").calls += 1
             return True
-        promised = self._promised.get(where)
-        if promised:
-            promised.popleft()
-        elif not await self._budget().take(account):
-            self._count(where, "over_budget")
+        habits.came(attempt)
+        promised = self._promised.get(where, [])
+        mine = next((one for one in promised if one.habits is habits), None)
+        if mine is not None:
+            promised.remove(mine)
+        elif not await self._spend(where):
             return False
         self._count(where, "retried")
         return True
@@ -59,21 +92,29 @@ class Retries:
         """Whether a call may be sent once more while it is under way. It is spent then."""
         return await self._budget().take(self._budget().account(f"llm:{where}"))
 
-    async def advise(self, where: str, status: int, said: Mapping[str, str]) -> bool:
+    async def advise(self, where: str, attempt: int, status: int, said: Mapping[str, str], habits: Habits) -> bool:
         """Whether an SDK may try again after this. False: tell it not to."""
         if not (status in _RETRIED or status >= 500 or replies.should_retry(said)) or replies.should_retry(said) is False:
             return True
-        asked = replies.wait(said) or 0.0
-        now = monotonic()
-        promised = self._promised.setdefault(where, deque(maxlen=_MOST))
-        if not (promised and promised[0] < now):
-            if not await self._budget().take(self._budget().account(f"llm:{where}")):
-                self._count(where, "over_budget")
+        if attempt >= habits.last or habits.lapsed >= _LAPSED:
+            return True
+        promised = self._promised.setdefault(where, [])
+        if not _lapsed(promised):
+            unproven = not habits.comes and sum(one.habits is habits for one in promised) >= _UNPROVEN
+            if unproven or not await self._spend(where):
                 return False
-        elif promised:
-            promised.popleft()
-        promised.append(monotonic() + max(asked if asked <= _LONGEST else 0.0, _BACKOFF))
+        asked = replies.wait(said) or 0.0
+        wait = max(asked if asked <= _LONGEST else 0.0, min(_FIRST * 2**attempt, _BACKOFF))
+        if len(promised) < _MOST:
+            now = monotonic()
+            promised.append(_Promise(now, now + wait + _LATE, habits))
         return True
+
+    async def _spend(self, where: str) -> bool:
+        if await self._budget().take(self._budget().account(f"llm:{where}")):
+            return True
+        self._count(where, "over_budget")
+        return False
 
     def _count(self, where: str, outcome: str) -> None:
         self._metrics().increment_counter(Metric.RETRY_ATTEMPTS, 1, {"name": f"llm:{where}"[:200], "outcome": outcome})
@@ -81,3 +122,14 @@ class Retries:
     def forget(self) -> None:
         """A forked child has promised nothing."""
         self._promised.clear()
+
+
+def _lapsed(promised: list[_Promise]) -> bool:
+    """Whether there was one that nobody redeemed in time, and that the budget still counts."""
+    now = monotonic()
+    for one in [one for one in promised if one.until < now]:
+        one.habits.lapsed += 1
+        promised.remove(one)
+        if now - one.at < WINDOW:
+            return True
+    return False

@@ -23,13 +23,14 @@ _SHORT: Final = 0.001
 
 class Turn:
     """Which try of a call it is. fallback: its number; 0: at whom was asked. hedged: beside one that was under way already.
-    outrun: the other one was faster."""
+    outrun: the other one was faster. spared: it comes again since we did not let it in, which is no retry."""
 
-    __slots__ = ("fallback", "hedged", "outrun")
+    __slots__ = ("fallback", "hedged", "outrun", "spared")
 
-    def __init__(self, *, fallback: int = 0, hedged: bool = False) -> None:
+    def __init__(self, *, fallback: int = 0, hedged: bool = False, spared: bool = False) -> None:
         self.fallback = fallback
         self.hedged = hedged
+        self.spared = spared
         self.outrun = False
 
 

@@ -4,8 +4,12 @@ A request that is no LLM call passes untouched, with a span and its time. A resp
 they are asked for.
 """
 
+import asyncio
 import importlib
+import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache
 from time import perf_counter
 from types import TracebackType
@@ -20,7 +24,7 @@ from .answers.answer import Headers
 from .desk import Desk, quietly
 from .exchange import Exchange
 from .refused import Refused, refused
-from .retries import ADVICE, COUNT
+from .retries import ADVICE, COUNT, Habits
 from .told import Turn
 from .tries import Made, NotMade, Ready, Tries, Try
 from .wire import Recognised
@@ -58,7 +62,9 @@ def body_of(lib: Any, request: Any) -> bytes | None:
     return b"".join(stream) if isinstance(stream, lib.ByteStream) else None
 
 
-_ONLY: Final = Turn()
+_spared: ContextVar[bool] = ContextVar("observatory_spared", default=False)
+"""Whether the last attempt of this task was refused here. An SDK tries again in the same task, and a provider has heard of
+nothing yet: that is no retry as the fleet's budget counts them."""
 
 
 class Way(NamedTuple):
@@ -79,6 +85,7 @@ class Passing:
     def __init__(self, inner: Any, exchange: Exchange) -> None:
         self._inner = inner
         self._exchange = exchange
+        self._home = asyncio.get_running_loop(), os.getpid()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         exchange = self._exchange
@@ -98,6 +105,12 @@ class Passing:
             await self._inner.aclose()
         finally:
             self._exchange.closed()
+
+    def __del__(self) -> None:
+        """Thrown away without a word, by whatever thread: what it holds of the fleet's limits must not be held for ever."""
+        if not self._exchange.over and os.getpid() == self._home[1]:
+            with suppress(RuntimeError):  # its loop has ended, and nobody keeps what it held
+                self._home[0].call_soon_threadsafe(self._exchange.closed)
 
 
 class Shared:
@@ -131,6 +144,7 @@ class GuardedTransport:
         self._desk = desk
         self._way = way
         self.route: Callable[[Any], GuardedTransport] | None = None
+        self._habits = Habits()
 
     async def handle_async_request(self, request: Any) -> Any:
         call: Recognised | None = None
@@ -138,17 +152,20 @@ class GuardedTransport:
             call = self._way.recognise(self._lib, request)
         if call is None:
             return await self._plain(request)
+        spared = _spared.get() and call.attempt > 0
+        _spared.set(False)
         answers = self._way.answers
         try:
             # Who would not be let in gets nothing out of the cache either.
             if answers is None or self._desk.gate.missing({**dimensions.current(), **self._way.dimensions}) is not None:
-                return (await self._made(call, request)).response
-            return await self._kept(call, request, answers())
+                return (await self._made(call, request, spared)).response
+            return await self._kept(call, request, answers(), spared)
         except NotMade as instead:
+            _spared.set(not isinstance(instead.__cause__, RetryBudgetExceeded))
             return instead.response
 
     # by way of the answer cache
-    async def _kept(self, call: Recognised, request: Any, answers: Answers) -> Any:
+    async def _kept(self, call: Recognised, request: Any, answers: Answers, spared: bool) -> Any:
         ours = False
 
         async def send(headers: Headers) -> Upstream:
@@ -157,7 +174,7 @@ class GuardedTransport:
             again = self._lib.Request(
                 request.method, request.url, headers=list(headers), stream=request.stream, extensions=request.extensions
             )
-            response, fallback = await self._made(call, again)
+            response, fallback = await self._made(call, again, spared)
             stream = response.stream
             return Upstream(response.status_code, response.headers.multi_items(), stream, stream.aclose, same=not fallback)
 
@@ -169,7 +186,7 @@ class GuardedTransport:
         except NotMade:
             if ours:
                 raise
-            return (await self._made(call, request)).response  # what somebody else may not, we may
+            return (await self._made(call, request, spared)).response  # what somebody else may not, we may
         except ObservatoryError as error:
             return self._response(refused(error, call.endpoint, waited=False))
         if reply.cached in ("hit", "shared"):
@@ -181,16 +198,16 @@ class GuardedTransport:
         return self._lib.Response(reply.status, headers=list(reply.headers), stream=self.shared(reply))
 
     # by way of the gate
-    async def _made(self, call: Recognised, request: Any) -> Made:
-        """The response that is handed on. NotMade: the call was not let in."""
-        way = self._way
+    async def _made(self, call: Recognised, request: Any, spared: bool) -> Made:
+        """The response that is handed on. NotMade: the call was not let in. spared: it comes again since it was not before."""
+        way, first = self._way, Try(call, request, Turn(spared=spared))
         wait = self._desk.gate.wait if way.wait is None else way.wait
         if way.tries is None:
-            made = Made(await self._once(Try(call, request, _ONLY), wait), 0)
+            made = Made(await self._once(first, wait), 0)
         else:
-            made = await way.tries.made(self._lib, call, request, wait, self._once)
+            made = await way.tries.made(self._lib, first, wait, self._once)
         if made.response.status_code >= 400 and COUNT in request.headers:
-            await self._advise(call.where, made.response)
+            await self._advise(call, made.response)
         return made
 
     async def _once(self, one: Try, wait: float, ready: Ready | None = None) -> Any:
@@ -200,7 +217,9 @@ class GuardedTransport:
         with exchange.current():
             try:
                 # What an SDK tries again is a first attempt for whoever it was not sent to before.
-                if not turn.hedged and not await desk.retries.begin(exchange.where, 0 if turn.fallback else exchange.attempt):
+                attempt = 0 if turn.fallback else exchange.attempt
+                counted = not (turn.hedged or turn.spared)
+                if counted and not await desk.retries.begin(exchange.where, attempt, self._habits):
                     raise RetryBudgetExceeded(context={"provider": exchange.provider})
                 await exchange.enter(wait)
             except ObservatoryError as error:
@@ -236,18 +255,21 @@ class GuardedTransport:
     async def send(self, request: Any) -> Any:
         return await (self._desk.answering or self.inner.handle_async_request)(request)
 
-    async def _advise(self, where: str, response: Any) -> None:
+    async def _advise(self, call: Recognised, response: Any) -> None:
         """Whether an SDK may try again, is the fleet's to say."""
         try:
             said = {name.lower(): value for name, value in response.headers.items()}
-            if not await self._desk.retries.advise(where, response.status_code, said):
+            retries, about = self._desk.retries, (call.where, call.attempt, response.status_code, said)
+            if not await retries.advise(*about, self._habits):
                 response.headers[ADVICE] = "false"
         except BaseException:
-            await response.stream.aclose()
+            await response.stream.aclose()  # nobody else will: the pool would miss its connection
             raise
 
     def _response(self, said: Refused) -> Any:
-        return self._lib.Response(said.status, headers=said.headers, content=said.body)
+        # As one that comes from outside: with content= a reader of raw bytes would be told that it was read already.
+        headers = [*said.headers, ("content-length", str(len(said.body)))]
+        return self._lib.Response(said.status, headers=headers, stream=self._lib.ByteStream(said.body))
 
     async def _plain(self, request: Any) -> Any:
         host, method = request.url.host, request.method

@@ -63,9 +63,9 @@ class Tries:
         self.retries = retries
         self.poor = frozenset(status for one in fallbacks for status in one.when) if fallbacks else frozenset(WHEN)
 
-    async def made(self, lib: Any, call: Recognised, request: Any, wait: float, once: Once) -> Made:
+    async def made(self, lib: Any, first: Try, wait: float, once: Once) -> Made:
         """wait: seconds in line, for all tries together. NotMade; or what the transport raises."""
-        return await _Course(self, lib, Try(call, request, Turn()), wait, once).run()
+        return await _Course(self, lib, first, wait, once).run()
 
 
 class _Course:

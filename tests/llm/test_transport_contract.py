@@ -16,6 +16,8 @@ import pytest
 import trustme
 
 from observatory import Observatory, Usage
+from observatory.llm.exchange import Exchange
+from observatory.llm.wire import recognise
 from tests.llm.replay import Answer, Provider, pieces, provider
 from tests.llm.test_reading import CHAT, SSE, USED, chat
 
@@ -85,8 +87,12 @@ async def test_what_we_lean_on(obs: Observatory, library: Any) -> None:
     assert isinstance(ours, lib.AsyncClient)
     assert set(ours._mounts) == set(bare._mounts)
     assert all(isinstance(one.inner, lib.AsyncHTTPTransport) for one in (ours._transport, *ours._mounts.values()))
-    response = lib.Response(200, stream=ours._transport.passing(lib.ByteStream(b"x"), None))
+    call = recognise("POST", "http://p/v1/chat/completions", [], lambda: b"{}")
+    assert call is not None
+    exchange = Exchange(obs._desk, call, {})
+    response = lib.Response(200, stream=ours._transport.passing(lib.ByteStream(b"x"), exchange))
     assert not response.is_closed
+    exchange.closed()
 
 
 @pytest.fixture

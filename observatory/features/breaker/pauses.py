@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ... import dimensions, replies, units
 from ...clock import RoomClock, monotonic
-from ...errors import CoolingDown, StoreError, StoreUnavailable
+from ...errors import CoolingDown, NotOpen, StoreError, StoreUnavailable
 from ...logs import INTERNAL
 from ...names import PAUSES
 from ...store.store import Store
@@ -162,5 +162,5 @@ class Pauses:
         key = dimensions.key_of(key) if key else ""
         try:
             return self._store().keys.paused(provider, model, key)
-        except StoreUnavailable:
+        except (StoreUnavailable, NotOpen):
             return f"?{hash((provider, model, key)):x}"

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from ...store.journey import heard
-from .desk import Answer, Desk, PartAnswer
+from .desk import Answer, Desk, Part, PartAnswer
 from .reservation import new_id
 from .wanted import Wanted
 
@@ -41,7 +41,7 @@ class Across:
             places = slots[slot]
             parts = [wanted[place].part for place in places]
             try:
-                answer: Answer = await self._desk.ask("hold", parts, id=name, lease_us=lease_us or _BETWEEN_US, strict=strict)
+                answer = await self._answer("hold", parts, name, lease_us or _BETWEEN_US, strict)
             except BaseException:
                 # Unknown here, or cancelled: what is held comes back now, or at its deadline.
                 self._undo(name, wanted, held)
@@ -65,8 +65,23 @@ class Across:
         return _joined([places for places, _ in held], [answer for _, answer in held])
 
     async def _alone(self, verb: str, wanted: Sequence[Wanted], id: str, lease_us: int, strict: bool) -> Answer:  # noqa: A002
-        answer: Answer = await self._desk.ask(verb, [one.part for one in wanted], id=id, lease_us=lease_us, strict=strict)
-        return answer
+        return await self._answer(verb, [one.part for one in wanted], id, lease_us, strict)
+
+    async def _answer(self, verb: str, parts: Sequence[Part], id: str, lease_us: int, strict: bool) -> Answer:  # noqa: A002
+        asked: asyncio.Future[Answer] = self._desk.ask(verb, parts, id=id, lease_us=lease_us, strict=strict)
+        try:
+            return await asked
+        except asyncio.CancelledError:
+            # The answer had come, and its caller was cancelled before he heard of it: nobody else knows what is held.
+            if (
+                verb == "hold"
+                and asked.done()
+                and not asked.cancelled()
+                and not asked.exception()
+                and asked.result().status == 1
+            ):
+                self._desk.let_go(parts, id)
+            raise
 
     def _undo(self, name: str, wanted: Sequence[Wanted], held: list[tuple[list[int], Answer]]) -> None:
         for places, answer in held:

@@ -255,7 +255,7 @@ class Desk:
         status = answer[0]
         if future.done():
             if future.cancelled() and status == 1 and request.verb == "hold":
-                self._let_go(request)
+                self.let_go(request.parts, request.id)
         elif status == -1:
             future.set_exception(_unreadable())
         elif status != -3:
@@ -267,11 +267,11 @@ class Desk:
             batch.store.learn_time(now_us, batch.asked_at, monotonic(), believe=True)
             self._enqueue(batch.store, request._replace(last=True), future)
 
-    def _let_go(self, request: _Request) -> None:
+    def let_go(self, parts: Sequence[Part], id: str) -> None:  # noqa: A002
         """Held for a caller that has gone: back now, and not only at its deadline."""
-        for part in request.parts:
+        for part in parts:
             nothing = part._replace(cost=0, part=0)
-            self.settle("settle", nothing, id=request.id).add_done_callback(heard)
+            self.settle("settle", nothing, id=id).add_done_callback(heard)
 
     def forget(self) -> None:
         """In a forked child: what was being asked was asked by its parent."""
