@@ -185,6 +185,7 @@ class Household:
             now_us=self._lifetime.now_us,
             gate=Gate(lambda: self.rate_limiter, lambda: self.breakers, lambda: self.settings.llm, self._clock),
             retries=Retries(lambda: self.retry_budget, lambda: self.metrics),
+            output_tokens=lambda: self.settings.llm.output_tokens,
             captures=lambda: self.settings.llm.capture_content == "on",
         )
 

@@ -39,6 +39,7 @@ class Desk:
         gate: Gate,
         retries: Retries,
         captures: Callable[[], bool],
+        output_tokens: Callable[[], int],
     ) -> None:
         self.calls = calls
         self.metrics = metrics
@@ -49,7 +50,7 @@ class Desk:
         self.retries = retries
         self.captures = captures
         """Whether prompts and answers are on spans."""
-        self.outputs = Outputs()
+        self.outputs = Outputs(output_tokens)
         self._gaps: dict[tuple[str, str], Spreading] = {}
         self._open: Any = None
         self.everything: Blocks = ()

@@ -138,21 +138,22 @@ class Exchange:
         gate = self.desk.gate
         known = dimensions.Known(self.known)
         known.update(provider=self.provider, model=self.model, operation=self.operation, kind="llm")
-        cost: Mapping[Unit, Amount] = {}
+        asked = Asked(self.where, self.model, self._key, known, {})
         if gate.limits:
             with quietly:  # what cannot be estimated is counted when it is known, and refused to nobody
-                cost = self._cost_estimated()
-        asked = Asked(self.where, self.model, self._key, known, cost)
+                cost, is_priced = self._cost_estimated()
+                asked = asked._replace(cost=cost, is_priced=is_priced)
         try:
             self._passed = await gate.enter(asked, wait)
         finally:
             now = monotonic()
             self.waited, self.began = max(0.0, now - self.began), now
 
-    def _cost_estimated(self) -> Mapping[Unit, Amount]:
-        """By unit. A price that is unknown holds nothing of a budget."""
+    def _cost_estimated(self) -> tuple[Mapping[Unit, Amount], bool]:
+        """By unit; and whether it has a price (Azure's is known with the answer): else it holds nothing of a budget."""
         used = Used(Usage(self.estimate, self._expected))
-        return spent_of(used, self._price(used, (self.model,), None))
+        nano_usd = self._price(used, (self.model,), None)
+        return spent_of(used, nano_usd), nano_usd is not None or self.provider == _AZURE
 
     def answering(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of the response is there."""

@@ -11,7 +11,7 @@ from .. import units
 from ..dimensions import key_of
 from ..errors import InvalidArgument
 from .wire import PATHS, Endpoint, Recognised, provider_of
-from .wire.request import CREDENTIALS, MAX_NAME
+from .wire.request import COMPATIBLE, CREDENTIALS, MAX_NAME
 
 Family = Literal["openai", "anthropic"]
 WHEN: Final = (429, 500, 502, 503, 529)
@@ -28,6 +28,8 @@ _COMMON: Final = frozenset(
     }
 )
 """What a stranger is told: any other header may be somebody's secret, whatever it is called."""
+_EITHER: Final = frozenset({*COMPATIBLE.values(), "azure.ai.openai", "aws.bedrock", "gcp.vertex_ai"})
+"""Who may speak either protocol."""
 _SDKS: Final = "x-stainless-"
 
 
@@ -68,7 +70,7 @@ class Fallback:
         provider = provider_of((parts.hostname or "").lower())
         if provider == "anthropic":
             return "openai" if parts.path else "anthropic"
-        return "openai" if provider == "openai" else None
+        return None if provider in _EITHER else "openai"
 
     def serves(self, endpoint: Endpoint) -> bool:
         """Whether it may know what to do with a call. Nothing is translated."""

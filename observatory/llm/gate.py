@@ -33,6 +33,8 @@ _GRACE: Final = 1.0
 """Seconds: a pause that is over so soon is waited for in any case. An SDK comes back at the moment it was told."""
 _MOST_BREAKERS: Final = 500
 """Of this process, by model; further models share their provider's."""
+_MOST_UNPRICED: Final = 1000
+"""Models that are spoken of."""
 _PAUSING: Final = frozenset({429, 503, 529})
 
 Spent = Mapping[Unit, Amount] | Literal["estimate", "nothing"]
@@ -47,6 +49,7 @@ class Asked(NamedTuple):
     key: str
     dimensions: Mapping[str, str]
     cost: Mapping[Unit, Amount]
+    is_priced: bool = True
 
 
 def works(status: int) -> bool | None:
@@ -71,6 +74,7 @@ class Gate:
         self._known: dict[tuple[str, str], Breaker] = {}
         self._inside: set[Passed] = set()
         self._working: set[asyncio.Task[None]] = set()
+        self._unpriced: set[tuple[str, str]] = set()
         self._closing = False
 
     @property
@@ -120,6 +124,8 @@ class Gate:
         await self._paused(asked, until)
         if not self.limits:
             return None
+        if not asked.is_priced:
+            self._look_at_price(asked)
         pending = self._limiter().reserve(
             "*", asked.dimensions, asked.cost, timeout=max(until - self._clock.monotonic(), 0.0), lease=_LEASE
         )
@@ -133,6 +139,22 @@ class Gate:
             self._later(self._settle(pending, "nothing"))
             raise
         return pending
+
+    def _look_at_price(self, asked: Asked) -> None:
+        """A budget does not see what has no price: nobody should learn that from an invoice."""
+        budgets = self._limiter().match(asked.dimensions, ("usd",))
+        if not budgets:
+            return
+        name = f"{asked.dimensions.get('provider', asked.where)}/{asked.model}"
+        counting = ", ".join(limit.name for limit in budgets)
+        if self._settings().unpriced == "refuse":
+            raise InvalidArgument(
+                f"{name} has no price, and {counting} counts dollars",
+                remedy=f'Give it one: [prices."{name}"], or obs.llm.prices.set; or set llm.unpriced = "allow"',
+            )
+        if (asked.where, asked.model) not in self._unpriced and len(self._unpriced) < _MOST_UNPRICED:
+            self._unpriced.add((asked.where, asked.model))
+            INTERNAL.warning('%s has no price: its calls cost %s nothing. Give it one: [prices."%s"]', name, counting, name)
 
     async def _paused(self, asked: Asked, until: float) -> None:
         pauses = self._breakers().pauses

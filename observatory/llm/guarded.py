@@ -16,6 +16,7 @@ from .call import Usage, nano
 from .desk import Desk, quietly
 from .exchange import Exchange, spent_of
 from .gate import Spent
+from .outputs import LARGEST
 from .wire import Reading, Recognised
 from .wire.used import Used
 
@@ -51,7 +52,9 @@ def local(provider: str, model: str, operation: str, tokens: int, most: int | No
     for name, text in (("provider", provider), ("model", model), ("operation", operation)):
         if not isinstance(text, str) or not 0 < len(text) <= 256:
             raise InvalidArgument(f"{name} must be a text of 1 to 256 characters, got {text!r:.80}")
-    Usage(input_tokens=tokens, output_tokens=most or 0)  # which says what is wrong with them
+    for name, count in (("tokens", tokens), ("output_tokens", 0 if most is None else most)):
+        if type(count) is not int or not 0 <= count <= LARGEST:
+            raise InvalidArgument(f"{name} must be a whole number from 0 to {LARGEST:,}, got {count!r:.40}")
     return Local(provider, "chat", model, False, "", None, {}, None, 0, kind=operation, tokens=tokens, most=most)
 
 

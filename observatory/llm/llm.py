@@ -1,5 +1,7 @@
 """`obs.llm`: clients and transports for any SDK, the calls of a block, prices."""
 
+import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
@@ -98,6 +100,11 @@ class LLM:
         SDKs' own, unless given.
         """
         lib = _library(library)
+        known = inspect.signature(lib.AsyncClient).parameters
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, {*known, *inspect.signature(self.http_client).parameters}, n=1)
+                raise InvalidArgument(f"http_client has no option {name}{f', did you mean {close[0]}?' if close else ''}")
         read, connect = _TIMEOUT
         options.setdefault("timeout", lib.Timeout(read, connect=connect))
         options.setdefault("limits", lib.Limits(max_connections=_CONNECTIONS[0], max_keepalive_connections=_CONNECTIONS[1]))

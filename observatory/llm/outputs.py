@@ -1,9 +1,8 @@
 """How many tokens an answer will have, before there is one."""
 
+from collections.abc import Callable
 from typing import Final
 
-_UNKNOWN: Final = 512
-"""Tokens, of a model that has not answered here."""
 _SHARE: Final = 0.1
 """What the newest answer counts for in the mean."""
 _ABOVE: Final = 1.5
@@ -14,9 +13,10 @@ LARGEST: Final = 10**9
 
 
 class Outputs:
-    """Means of this process, by provider and model."""
+    """Means of this process, by provider and model. first: tokens, of a model that has not answered here."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: Callable[[], int]) -> None:
+        self._first = first
         self._means: dict[tuple[str, str], float] = {}
 
     def expected(self, provider: str, model: str, most: int | None) -> int:
@@ -24,7 +24,7 @@ class Outputs:
         if most is not None:
             return min(most, LARGEST)
         mean = self._means.get((provider, model))
-        return _UNKNOWN if mean is None else int(mean * _ABOVE) + 1
+        return self._first() if mean is None else int(mean * _ABOVE) + 1
 
     def learn(self, provider: str, model: str, tokens: int) -> None:
         mean = self._means.get((provider, model))

@@ -13,6 +13,8 @@ CODE: Final = "observatory-code"
 CALL: Final = "observatory-call-id"
 _OBEYED: Final = 60.0
 """Seconds: an SDK that is told to wait longer comes again after its own, much shorter wait."""
+_SLOT: Final = 1.0
+"""Seconds: nobody knows when whoever holds a slot lets it go; at its lease's end at the latest."""
 _ANTHROPIC: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -42,10 +44,12 @@ def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Ref
         headers.append((LIMIT, error.context["limit"]))
     if error.retry_after is not None:
         after = max(error.retry_after, 0.001)
+        if isinstance(error, RateLimitExceeded) and error.decision is not None and error.decision.unit == "slots":
+            after = min(after, _SLOT)
         headers += [("retry-after", str(math.ceil(after))), ("retry-after-ms", str(math.ceil(after * 1000)))]
     if not _passes(error) or (waited and isinstance(error, RateLimitExceeded | CoolingDown)):
         headers.append(("x-should-retry", "false"))
-    said = str(error)
+    said = f"Observatory: {error}"  # and not the provider, whose error it looks like
     body: dict[str, Any]
     if endpoint == "messages":
         body = {"type": "error", "error": {"type": _ANTHROPIC.get(status, "api_error"), "message": said}}

@@ -17,7 +17,7 @@ from .wire import Reading
 
 OUTRUN: Final = "outrun"
 """What a call's error says that was sent twice, and was the slower one."""
-_SHORT: Final = 0.001
+_SHORT: Final = 0.1
 """Seconds: who waits less has not stood in line."""
 
 
@@ -81,7 +81,7 @@ def tell(call: Subject, ended: Ended) -> None:
         ended.latency,
         None if reading.first_token_at is None else max(0.0, reading.first_token_at - call.began),
         reading.usage,
-        None if ended.nano_usd is None else Decimal(ended.nano_usd).scaleb(-9),
+        None if ended.nano_usd is None else Decimal(ended.nano_usd).scaleb(-9) or Decimal(0),
         "refused" if call.refused_by else "success" if why is None or stopped else "error",
         why,
         trace_id(span),

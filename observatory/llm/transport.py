@@ -67,6 +67,10 @@ _spared: ContextVar[bool] = ContextVar("observatory_spared", default=False)
 nothing yet: that is no retry as the fleet's budget counts them."""
 
 
+_NEARLY: Final = 0.1
+"""Seconds: who has been refused so shortly before his time was over has stood in line for all of it."""
+
+
 class Way(NamedTuple):
     """How the calls of a client go. wait: seconds in line; None: as the settings say."""
 
@@ -223,7 +227,7 @@ class GuardedTransport:
                     raise RetryBudgetExceeded(context={"provider": exchange.provider})
                 await exchange.enter(wait)
             except ObservatoryError as error:
-                said = refused(error, call.endpoint, waited=wait > 0)
+                said = refused(error, call.endpoint, waited=0 < wait <= exchange.waited + _NEARLY)
                 exchange.refused(error, said.status)
                 raise NotMade(self._response(said), error) from error
             if ready is not None:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from .. import replies
 from ..clock import monotonic
 from ..errors import CircuitOpen, ObservatoryError, RateLimitExceeded, RetryBudgetExceeded, StoreError
+from ..logs import INTERNAL
 from .fallback import WHEN, Fallback
 from .retries import Retries
 from .told import Turn
@@ -61,7 +62,17 @@ class Tries:
         self.fallbacks = tuple(fallbacks)
         self.hedge_after = hedge_after
         self.retries = retries
+        self._told = False
         self.poor = frozenset(status for one in fallbacks for status in one.when) if fallbacks else frozenset(WHEN)
+
+    def serving(self, call: Recognised) -> list[tuple[int, Fallback]]:
+        """Those that know what to do with a call, with their numbers. Of one that does not a line tells, once."""
+        found = [(at, one) for at, one in enumerate(self.fallbacks, 1) if one.serves(call.endpoint)]
+        if len(found) < len(self.fallbacks) and not self._told:
+            self._told = True
+            left = ", ".join(one.base_url for one in self.fallbacks if not one.serves(call.endpoint))
+            INTERNAL.warning("no fallback for calls of %s: %s speaks another protocol", call.provider, left)
+        return found
 
     async def made(self, lib: Any, first: Try, wait: float, once: Once) -> Made:
         """wait: seconds in line, for all tries together. NotMade; or what the transport raises."""
@@ -77,7 +88,7 @@ class _Course:
         self._first = first
         self._once = once
         self._until = monotonic() + wait
-        self._rest = [(at, one) for at, one in enumerate(tries.fallbacks, 1) if one.serves(first.call.endpoint)]
+        self._rest = tries.serving(first.call)
         self._hedges = tries.hedge_after is not None
         self._kept: Made | None = None
         """A failure that is handed on unless somebody else is let in."""

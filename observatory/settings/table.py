@@ -77,6 +77,18 @@ class LlmSettings(Section, frozen=True):
         Row("seconds", "how long a call may stand in line, unless its client says", "s", least=0, most=86_400),
     ] = 0.0
     require: Annotated[tuple[str, ...], Row("names", "dimensions without which a call is refused")] = ()
+    unpriced: Annotated[
+        Literal["allow", "refuse"], Row("choice", "what becomes of calls that a budget in usd meets and no price is known of")
+    ] = "allow"
+    output_tokens: Annotated[
+        int,
+        Row(
+            "count",
+            "held for an answer whose request has no max_tokens, by a model that has not answered yet",
+            "tokens",
+            most=10**9,
+        ),
+    ] = 512
     capture_content: Annotated[
         Literal["off", "on"],
         Row("choice", "prompts and answers on spans, redacted; also OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"),

@@ -80,8 +80,10 @@ class Notices:
             self._once((policy.limit.name, one.identity, 0.0, one.shape.window_of(now_us)), self._remember, one)
         if policy.limit.alert_at:
             window = one.shape.window_of(now_us)
+            # What does not fit any more is refused before all is used: who is cut off is to hear of it.
+            refused = one.shape.unit == "usd" and not decision.allowed and decision.retry_after is not None
             for fraction in policy.limit.alert_at:
-                if used >= fraction:
+                if used >= fraction or (refused and fraction <= 1):
                     self._once((policy.limit.name, one.identity, fraction, window), self._alert, one, decision, now_us)
 
     def _once(self, what: _Told, tell: Callable[..., Coroutine[Any, Any, None]], *about: Any) -> None:
