@@ -184,7 +184,7 @@ class Household:
             prices=lambda: self._prices,
             now_us=self._lifetime.now_us,
             gate=Gate(lambda: self.rate_limiter, lambda: self.breakers, lambda: self.settings.llm, self._clock),
-            retries=Retries(lambda: self.retry_budget, lambda: self.metrics),
+            retries=Retries(lambda: self.retry_budget, lambda: self.metrics, self._clock),
             output_tokens=lambda: self.settings.llm.output_tokens,
             captures=lambda: self.settings.llm.capture_content == "on",
         )

@@ -114,7 +114,8 @@ class Gate:
                 self._later(self._settle(held, "nothing"))
             raise
         if let is not None and let.began:
-            let = let._replace(began=monotonic())  # a probe: what it stood in line for is not the provider's slowness
+            # A probe: what it stood in line for is not the provider's slowness.
+            let = let._replace(began=self._clock.monotonic())
         passed = Passed(self, asked, breaker, let, held)
         self._inside.add(passed)
         return passed

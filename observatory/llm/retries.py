@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from .. import replies
-from ..clock import monotonic
+from ..clock import RoomClock, monotonic
 from ..features.retry import RetryBudget
 from ..features.retry.budget import WINDOW
 from ..names import Metric
@@ -54,6 +54,8 @@ class Habits:
 
 
 class _Promise(NamedTuple):
+    """at: of the clock that the budget goes by. until: of real time, in which SDKs wait whatever clock that is."""
+
     at: float
     until: float
     habits: Habits
@@ -68,7 +70,8 @@ class Recording(Protocol):
 class Retries:
     """Of one process."""
 
-    def __init__(self, budget: Callable[[], RetryBudget], metrics: Callable[[], Recording]) -> None:
+    def __init__(self, budget: Callable[[], RetryBudget], metrics: Callable[[], Recording], clock: RoomClock) -> None:
+        self.clock = clock
         self._budget = budget
         self._metrics = metrics
         self._promised: dict[str, list[_Promise]] = {}
@@ -99,15 +102,14 @@ class Retries:
         if attempt >= habits.last or habits.lapsed >= _LAPSED:
             return True
         promised = self._promised.setdefault(where, [])
-        if not _lapsed(promised):
+        if not self._lapsed(promised):
             unproven = not habits.comes and sum(one.habits is habits for one in promised) >= _UNPROVEN
             if unproven or not await self._spend(where):
                 return False
         asked = replies.wait(said) or 0.0
         wait = max(asked if asked <= _LONGEST else 0.0, min(_FIRST * 2**attempt, _BACKOFF))
         if len(promised) < _MOST:
-            now = monotonic()
-            promised.append(_Promise(now, now + wait + _LATE, habits))
+            promised.append(_Promise(self.clock.monotonic(), monotonic() + wait + _LATE, habits))
         return True
 
     async def _spend(self, where: str) -> bool:
@@ -116,20 +118,19 @@ class Retries:
         self._count(where, "over_budget")
         return False
 
+    def _lapsed(self, promised: list[_Promise]) -> bool:
+        """Whether there was one that nobody redeemed in time, and that the budget still counts."""
+        late = monotonic()
+        for one in [one for one in promised if one.until < late]:
+            one.habits.lapsed += 1
+            promised.remove(one)
+            if self.clock.monotonic() - one.at < WINDOW:
+                return True
+        return False
+
     def _count(self, where: str, outcome: str) -> None:
         self._metrics().increment_counter(Metric.RETRY_ATTEMPTS, 1, {"name": f"llm:{where}"[:200], "outcome": outcome})
 
     def forget(self) -> None:
         """A forked child has promised nothing."""
         self._promised.clear()
-
-
-def _lapsed(promised: list[_Promise]) -> bool:
-    """Whether there was one that nobody redeemed in time, and that the budget still counts."""
-    now = monotonic()
-    for one in [one for one in promised if one.until < now]:
-        one.habits.lapsed += 1
-        promised.remove(one)
-        if now - one.at < WINDOW:
-            return True
-    return False

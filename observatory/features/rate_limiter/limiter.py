@@ -59,9 +59,9 @@ class RateLimiter:
         self._waiting = Waiting(self._judge, self._desk, self._lines, clock, pauses)
 
     # which limits there are
-    def use(self, settings: Mapping[str, LimitSettings]) -> None:
-        """Lay these settings over what code declares. ConfigurationError names the limit and the field."""
-        self._policies.use(settings)
+    def use(self, settings: Mapping[str, LimitSettings], only: Iterable[Limit] | None = None) -> None:
+        """Lay these settings over what code declares (`only`, if given). ConfigurationError names the limit and the field."""
+        self._policies.use(settings, only)
 
     def define(self, *limits: Limit) -> None:
         """Defaults for these names; a setting of the same name wins, field by field. Again: takes effect on the next call."""

@@ -25,8 +25,13 @@ class Policies:
         """Grows with every change: what was remembered under another one is not true any more."""
         self.use(settings)
 
-    def use(self, settings: Mapping[str, LimitSettings]) -> None:
-        """Lay these settings over what code declares. ConfigurationError names the limit and the field."""
+    def use(self, settings: Mapping[str, LimitSettings], only: Iterable[Limit] | None = None) -> None:
+        """Lay these settings over what code declares. ConfigurationError names the limit and the field.
+
+        only: in place of whatever code has declared so far.
+        """
+        if only is not None:
+            self._declared = {limit.name: limit for limit in only}
         declared = dict(self._declared)
         for name, setting in settings.items():
             complete = setting.per is not None or setting.unit == "slots"
