@@ -135,7 +135,7 @@ async def test_an_open_reservation_is_renewed_as_time_moves(box: Sandbox) -> Non
 
 
 async def test_a_wait_in_vain_is_told_how_far_to_advance() -> None:
-    with pytest.raises(TimeStandsStill) as at_its_end:
+    with pytest.raises(TimeStandsStill) as at_its_end:  # noqa: PT012 (raised at its end)
         async with sandbox(obs, clock=FrozenClock(stuck_after=0.4)):
             assert await obs.rate_limiter.check("bucket", "ann", 2)
             began = time.monotonic()

@@ -6,10 +6,10 @@ from decimal import Decimal
 
 import pytest
 
-from observatory import InvalidArgument, Limit, Metric, Observatory
+from observatory import InvalidArgument, Limit, Observatory
 from observatory.errors import UnknownLimit
 from observatory.logs import INTERNAL
-from observatory.names import LIMIT_ALERTS
+from observatory.names import LIMIT_ALERTS, LIMIT_UTILIZATION
 from observatory.testing import FrozenClock, Sandbox, sandbox
 
 BUDGET = Limit("budget", 100, per="month", unit="usd", by="team", match="*", alert_at=(0.5,))
@@ -68,7 +68,7 @@ async def told(box: Sandbox) -> bool:
 
 
 def used(line: dict[str, object]) -> bool:
-    return "limit budget of search: 60 % used" in str(line["message"])
+    return "limit budget of search: 50 % used" in str(line["message"])
 
 
 @pytest.mark.parametrize("clock", [None, FrozenClock()], ids=["real", "frozen"])
@@ -85,7 +85,7 @@ async def test_each_sandbox_tells_how_far_a_limit_is_used() -> None:
         async with sandbox(obs, clock=FrozenClock()) as box:
             assert await obs.rate_limiter.check("budget", {"team": "search"}, cost=60)
             await box.settle()
-            found = await obs.metrics.query(Metric.LIMIT_UTILIZATION, "max", where={"limit": "budget"})
+            found = await obs.metrics.query(LIMIT_UTILIZATION, "max", where={"limit": "budget"})
             assert found.value == pytest.approx(0.6)
 
 
@@ -146,7 +146,7 @@ async def test_sandboxes_beside_each_other_hear_their_own_lines() -> None:
         async with box.other_process() as replica:
             await replica.pauses.begin("openai", seconds=3)
         await box.redis_down()
-        assert await obs.rate_limiter.check("budget", {"team": "ads"}, cost=1)
+        assert (await obs.rate_limiter.check("budget", {"team": "ads"}, cost=1)).decided_by == "local"
         await box.redis_up()
         assert any("asks for a pause" in line["message"] for line in box.logs)
         assert any("store away" in line["message"] for line in box.logs)
