@@ -50,6 +50,8 @@ class BreakerReport(msgspec.Struct, frozen=True):
     calls: int
     failures: int
     probing: bool
+    used: bool = True
+    """False: nobody of the fleet has used or held it in the last week."""
 
 
 class Breakers:
@@ -111,10 +113,12 @@ class Breakers:
 
     async def show(self, name: str) -> BreakerReport:
         """One of them as the fleet has it; closed and without calls where nobody has used it."""
-        views = (await calls.look(self._store(), [names.breaker_name(name)], now_us=self.clock.now_us())).views
-        return _report(name, views[0])
+        store = self._store()
+        views = (await calls.look(store, [names.breaker_name(name)], now_us=self.clock.now_us())).views
+        used = await store.command("ZSCORE", store.keys.breakers_known(), name) is not None
+        return msgspec.structs.replace(_report(name, views[0]), used=used)
 
-    async def hold(self, name: str, state: str, *, reason: str) -> BreakerReport:
+    async def hold(self, name: str, state: str, *, reason: str | None = None) -> BreakerReport:
         """As `obs.breaker(name).force`, of a breaker that this process need not use; how it stands then."""
         names.breaker_name(name)
         return _report(name, await self.force(name, *decided(state, reason)))

@@ -45,9 +45,11 @@ class Terms(NamedTuple):
 
 
 def decided(state: object, reason: object) -> tuple[str, str]:
-    """What somebody has decided, checked. InvalidArgument says what is wrong."""
+    """What somebody has decided, checked. InvalidArgument says what is wrong. To let go needs no reason: none is kept."""
     if not isinstance(state, str) or state not in ("closed", "open", "auto"):
         raise InvalidArgument(f"a breaker is forced closed, open or auto, got {state!r:.40}")
+    if reason is None and state == "auto":
+        return state, ""
     if not isinstance(reason, str) or not reason.strip() or not reason.isprintable():
         raise InvalidArgument("reason must say why, in one line", remedy='reason="provider announced an outage"')
     return state, " ".join(reason.split())[:500]
