@@ -81,9 +81,9 @@ class LlmSettings(Section, frozen=True):
         Literal["off", "on"],
         Row("choice", "prompts and answers on spans, redacted; also OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"),
     ] = "off"
-    breaker: Annotated[
-        Literal["on", "off"], Row("choice", "a breaker for each provider and address, opened by its failures")
-    ] = "on"
+    breaker: Annotated[Literal["on", "off"], Row("choice", "a breaker for each provider and model, opened by its failures")] = (
+        "on"
+    )
 
 
 class MetricsSettings(Section, frozen=True):
