@@ -231,6 +231,8 @@ class Everything(Discreet, frozen=True):
     """By PROVIDER/MODEL: those that go before the catalogue's."""
     sources: Mapping[str, str] = {}
     """Which layer each setting that is not a default came from."""
+    layer: str = ""
+    """Where what is said by name was read: the file's name; empty where nothing is."""
     warnings: tuple[str, ...] = ()
     """What looked like a mistake in the environment; logged once when opening."""
 
