@@ -9,12 +9,19 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..client import Observatory
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, InvalidArgument
 from ..features.alerts import checked_secrets
-from ..settings import Settings, Webhook
+from ..features.rate_limiter import Limit
+from ..features.rate_limiter.limit import fields_of
+from ..settings import LimitSettings, Settings, Webhook
 from ..settings.table import value_of
 from ..store.address import address, home
 from ..worker import chosen
+
+_BY_THEMSELVES = frozenset(
+    ("by", "match", "on_store_down", "after_failover", "durability", "shadow", "fair_by", "weights", "overrides", "alert_at")
+)
+"""Fields of a limit that are right or wrong without its others."""
 
 
 class Checked(NamedTuple):
@@ -49,7 +56,7 @@ def _attempts(settings: Settings) -> Iterator[Callable[[], object]]:
         if _is_there(hook):
             yield partial(_from, settings, "alerts.webhooks", partial(_signing, hook))
     for name, limit in settings.limits.items():
-        yield partial(lambda one: one.rate_limiter, _room(settings, limits={name: limit}))
+        yield partial(_limit, settings, name, limit)
     for name, breaker in settings.breakers.items():
         yield partial(lambda one: one.breakers, _room(settings, breakers={name: breaker}))
 
@@ -75,6 +82,18 @@ def _signing(hook: Webhook) -> None:
 def _room(settings: Settings, *, limits: Any = None, breakers: Any = None) -> Observatory:
     """One that has nothing else by name: each mistake is told once."""
     return Observatory("check", settings=msgspec.structs.replace(settings, limits=limits or {}, breakers=breakers or {}))
+
+
+def _limit(settings: Settings, name: str, limit: LimitSettings) -> None:
+    """Of a table that only changes what code declares, what is wrong whatever that is."""
+    if not _room(settings, limits={name: limit}).rate_limiter.idle():
+        return
+    try:
+        given = {field: value for field, value in fields_of(limit).items() if field in _BY_THEMSELVES}
+        msgspec.structs.replace(Limit(name, 1, per=1), **given)
+    except InvalidArgument as error:
+        said = error.message.removeprefix(f"limit {name}: ")
+        raise ConfigurationError(f"{settings.layer}: limits.{name}: {said}", remedy=error.remedy) from None
 
 
 def _is_there(hook: Webhook) -> bool:

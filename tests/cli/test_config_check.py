@@ -24,6 +24,10 @@ per = "monthly"
 [limits.c]
 amount = 0
 per = "1m"
+[limits.d]
+overrides = { x = "allowed" }
+[limits.e]
+on_store_down = "maybe"
 [breakers.p]
 window = "x"
 [breakers.q]
@@ -44,6 +48,8 @@ SAID = (
     "limits.a.by: must be a text or a list, got a whole number",
     "limits.b: per: 'monthly' is not a duration",
     "limits.c: amount, per and burst must be above 0",
+    "limits.d: overrides.x: must be a table of amount, burst, allow, deny, got 'allowed'",
+    "limits.e: on_store_down must be one of local, open, closed",
     "breakers.p.window: 'x' is not a duration",
     "breakers.q.failure_rate=2.0: must be a fraction",
     'prices."nothing":',
@@ -57,7 +63,7 @@ def test_every_mistake_is_told_once_with_its_file(tmp_path: Path) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text(WRONG)
     done = command("config", "check", str(file))
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout.count("only changes what code declares")) == (2, 2)
     lines = done.stderr.splitlines()
     for said in SAID:
         assert [line for line in lines if line.startswith(f"observatory: wrong.toml: {said}")], f"{said}\n{done.stderr}"
@@ -73,7 +79,11 @@ def test_each_mistake_alone_is_what_opening_refuses(tmp_path: Path) -> None:
         Settings.load(str(file), environ={})
     settings, faults = Settings.examine(str(file), environ={})
     assert len(faults) == 4
-    assert (settings.redis.max_wait, sorted(settings.limits), sorted(settings.breakers)) == (0.25, ["b", "c"], ["p", "q"])
+    assert (settings.redis.max_wait, sorted(settings.limits), sorted(settings.breakers)) == (
+        0.25,
+        ["b", "c", "d", "e"],
+        ["p", "q"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +109,9 @@ def test_what_only_this_machine_lacks_is_a_warning(tmp_path: Path) -> None:
     """A secret is where the worker is; a table without numbers of its own means something together with code."""
     file, secret = tmp_path / "good.toml", tmp_path / "hook"
     hook = f'[[alerts.webhooks]]\nurl = "https://hooks.example/T0"\nsecret_file = "{secret}"\n'
-    file.write_text(f'{hook}[limits.later]\namount = 5\n[limits.whole]\namount = 5\nper = "day"\n')
+    file.write_text(
+        f'{hook}[limits.later]\namount = 5\non_store_down = "open"\nburst = 9\n[limits.whole]\namount = 5\nper = "day"\n'
+    )
     done = command("config", "check", str(file))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
