@@ -43,17 +43,17 @@ class Staged(Household):
         try:
             self._move(settings, clock)
             limits = self.rate_limiter.declared
-            self.retry_budget.staged = settings.retry
             level = self.logger.level
             self.logger.level, self.logger.pen.listener = settings.log.level, stage.hears
             self._desk.answering, self._desk.everything = stage.answering, (stage.calls,)
+            self.retry_budget.staged = settings.retry
             try:
                 with otlp.muted():
                     yield
             finally:
                 self.logger.level, self.logger.pen.listener = level, None
                 self.retry_budget.staged = None
-                self.rate_limiter.use({}, limits)
+                self.rate_limiter.use({}, only=limits)
         finally:
             stage.calls.over = True
             self._desk.answering, self._desk.everything = None, ()
@@ -81,6 +81,6 @@ class Staged(Household):
         for name in ("rate_limiter", "breakers"):
             if name in made:
                 made[name].afresh()
-                made[name].use(getattr(said, name.replace("rate_limiter", "limits")))
+                made[name].use(getattr(said, name.replace("rate_limiter", "limits")), said.layer)
         if "retry_budget" in made:
             self.retry_budget.use(said.retry.budget, said.retry.budget_reserve)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from functools import partial
 
 import httpx2
 import pytest
@@ -150,7 +151,7 @@ async def test_timers_of_calls_that_have_succeeded_are_not_kept(box: Sandbox) ->
     assert len(box.clock._due) < 200
     woken: list[int] = []
     for at in range(1, 301):
-        box.clock.call_at(box.clock.time() + at, lambda at=at: woken.append(at))
+        box.clock.call_at(box.clock.time() + at, partial(woken.append, at))
         dropped = box.clock.call_at(box.clock.time() + at, lambda: woken.append(0))
         dropped.cancel()
         dropped.cancel()
