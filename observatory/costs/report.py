@@ -49,6 +49,10 @@ class CostReport(msgspec.Struct, frozen=True):
     folded_calls: int = 0
     """Calls of series that were too many, of which nobody knows whose they were: without `where` they are a row of their own,
     with it they are in no row."""
+    folded_tokens: int = 0
+    """Their tokens: whether of inputs or outputs nobody knows either, so that they are in no column."""
+    strange_labels: tuple[str, ...] = ()
+    """Of `by` and `where`, that nobody here knows: an error, unless nothing was recorded in this time, as here."""
     currency: str = "USD"
 
     @property
@@ -76,8 +80,13 @@ class CostReport(msgspec.Struct, frozen=True):
     def _notes(self) -> Iterable[str]:
         if self.unpriced_calls:
             yield f"{self.unpriced_calls:,} calls have no price and are not in it: observatory costs prices --missing"
-        if self.folded_calls:
-            yield f"{self.folded_calls:,} calls are of series that were too many (metrics.max_series): nobody knows whose"
+        if self.folded_calls or self.folded_tokens:
+            yield (
+                f"{self.folded_calls:,} calls are of series that were too many (metrics.max_series): nobody knows whose, and "
+                f"their {self.folded_tokens:,} tokens are in no column"
+            )
+        if self.strange_labels:
+            yield f"nothing was recorded in this time, so nobody knows whether calls carry {', '.join(self.strange_labels)}"
 
     def csv(self) -> str:
         """A line a row, with a head and without totals; money in dollars, all of its digits."""
