@@ -168,6 +168,17 @@ async def test_who_is_charged_comes_back(opening: Open, monkeypatch: pytest.Monk
     assert found["team-budget", "search"].spent_usd == 62
 
 
+async def test_opened_again_it_tells_again(opening: Open, server: Server, namespace: str) -> None:
+    """A store may be another, or empty, when the same Observatory is opened for the second time: each test of an application."""
+    obs, stranger = Observatory("test", redis_url=server.url, namespace=namespace), await opening()
+    obs.rate_limiter.define(TEAM)
+    for _ in range(2):
+        async with obs:
+            await obs.rate_limiter.check("team-budget", {"team": "search"}, 60)
+            await known(stranger, ("team-budget", "search"))
+        await stranger.store.command("DEL", stranger.store.keys.charged("team-budget"))
+
+
 async def test_what_is_told_while_the_store_hiccups_is_told_with_the_next_charge(
     opening: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

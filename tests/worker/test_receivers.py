@@ -1,5 +1,6 @@
 """Receivers of alerts that are each their own trouble: secrets that change, alerts that one never takes, lists that differ."""
 
+import asyncio
 import base64
 import logging
 from functools import partial
@@ -139,6 +140,19 @@ async def test_a_leader_with_another_list_removes_nothing_that_others_wait_for(
             await told(obs, 0)
     assert sorted(away.ids) == sorted(here.ids)
     assert len(here.posted) == 2
+
+
+async def test_a_leader_that_dies_at_once_had_its_list_noted(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first alert is sent, and not when it first tidies: what it sent to one of two only is removed by nobody."""
+    monkeypatch.setattr(Delivery, "_tidy", lambda self: asyncio.Event().wait())
+    here, away = Receiver(), Receiver()
+    async with away.running():
+        pass
+    async with here.running(), carrying(opening, {"url": here.url}, {"url": away.url}) as obs:
+        await cross(obs)
+        await until(lambda: here.posted, "one has it")
+    obs = await rolled(opening, {"url": here.url})
+    await waiting(obs, 1)
 
 
 async def test_a_receiver_that_is_gone_for_good(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,10 @@ class Notices:
             await asyncio.wait(self._tasks, timeout=0.5)
         for task in self._tasks:
             task.cancel()
+        # Opened again, it may be for another store.
+        self._told.clear()
+        self._compared.clear()
+        self._used.clear()
 
 
 @lru_cache(1024)
