@@ -169,7 +169,7 @@ async def test_who_is_charged_comes_back(opening: Open, monkeypatch: pytest.Monk
 
 
 async def test_opened_again_it_tells_again(opening: Open, server: Server, namespace: str) -> None:
-    """A store may be another, or empty, when the same Observatory is opened for the second time: each test of an application."""
+    """A store may be another, or empty, when the same Observatory is opened again: each test of an application."""
     obs, stranger = Observatory("test", redis_url=server.url, namespace=namespace), await opening()
     obs.rate_limiter.define(TEAM)
     for _ in range(2):

@@ -95,6 +95,27 @@ async def test_an_alert_that_breaks_its_receiver_keeps_no_other_back(opening: Op
     assert len([one for one in receiver.posted if one.said["identity"] in "abcd"]) == 4, "and has each once"
 
 
+async def test_what_breaks_its_receiver_waits_by_itself(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer each time, and the others do not wait with it: five of those go past it between two of its attempts."""
+    monkeypatch.setattr(delivery, "LONGEST_PAUSE", 3600.0)
+    receiver = Receiver(lambda number: 500 if receiver.posted[number].said["identity"] == "poison" else 204)
+
+    def poisoned() -> int:
+        return sum(one.said["identity"] == "poison" for one in receiver.posted)
+
+    async with receiver.running(), carrying(opening, {"url": receiver.url}) as obs:
+        await cross(obs, "poison")
+        await cross(obs, "first")
+        await until(lambda: took(receiver, "first") and poisoned() >= 12, "it failed again and again")
+        before = poisoned()
+        for team in "abcde":
+            await cross(obs, team)
+            await until(partial(took, receiver, team), "it has it")
+        # Two requests an attempt; one attempt may have come, of a pause that is seconds now.
+        assert poisoned() - before <= 4
+        await waiting(obs, 1)
+
+
 async def test_who_is_away_is_tried_with_one_alert_at_a_time(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two pauses one alert is tried, twice; another each time; and all arrive when it is back."""
     monkeypatch.setattr(delivery, "LONGEST_PAUSE", 3600.0)
