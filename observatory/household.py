@@ -97,6 +97,7 @@ class Household:
         lifetime, settings = self._lifetime, self.settings
         return RateLimiter(
             *(lifetime.store, self._clock, self.metrics, settings.limits),
+            layer=settings.layer,
             alerts=Alerts(lifetime.store, self.metrics, lambda: self.events),
             replicas=settings.redis.replicas,
             owner=lambda: lifetime.identity,
@@ -122,7 +123,7 @@ class Household:
     @room
     def breakers(self) -> Breakers:
         """All of them; `obs.breaker(name)` is one."""
-        return Breakers(self._lifetime.store, self.metrics, self.settings.breakers, self._clock)
+        return Breakers(self._lifetime.store, self.metrics, self.settings.breakers, self._clock, self.settings.layer)
 
     @property
     def pauses(self) -> Pauses:

@@ -76,6 +76,6 @@ class Staged(Household):
         for name in ("rate_limiter", "breakers"):
             if name in made:
                 made[name].afresh()
-                made[name].use(getattr(said, name.replace("rate_limiter", "limits")))
+                made[name].use(getattr(said, name.replace("rate_limiter", "limits")), said.layer)
         if "retry_budget" in made:
             self.retry_budget.use(said.retry.budget, said.retry.budget_reserve)

@@ -79,10 +79,12 @@ class CostReport(msgspec.Struct, frozen=True):
 
     def _notes(self) -> Iterable[str]:
         if self.unpriced_calls:
-            yield f"{self.unpriced_calls:,} calls have no price and are not in it: observatory costs prices --missing"
+            said = "call has no price and is" if self.unpriced_calls == 1 else "calls have no price and are"
+            yield f"{self.unpriced_calls:,} {said} not in it: observatory costs prices --missing"
         if self.folded_calls or self.folded_tokens:
+            said = "call is" if self.folded_calls == 1 else "calls are"
             yield (
-                f"{self.folded_calls:,} calls are of series that were too many (metrics.max_series): nobody knows whose, and "
+                f"{self.folded_calls:,} {said} of series that were too many (metrics.max_series): nobody knows whose, and "
                 f"their {self.folded_tokens:,} tokens are in no column"
             )
         if self.strange_labels:

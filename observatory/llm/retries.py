@@ -76,7 +76,6 @@ class Retries:
     async def begin(self, where: str, attempt: int, habits: Habits) -> bool:
         """A call arrives. False: it is a retry that nobody has promised, and one too many."""
         if not attempt:
-            self._budget().account(f"llm:{where}").calls += 1
             return True
         habits.came(attempt)
         promised = self._promised.get(where, [])
@@ -87,6 +86,10 @@ class Retries:
             return False
         self._count(where, "retried")
         return True
+
+    def sent(self, where: str) -> None:
+        """A first attempt is let in: of what is refused here, no retry can come."""
+        self._budget().account(f"llm:{where}").calls += 1
 
     async def hedge(self, where: str) -> bool:
         """Whether a call may be sent once more while it is under way. It is spent then."""

@@ -153,7 +153,7 @@ async def test_what_has_no_price_and_what_was_estimated(opening: Open) -> None:
     text = report.table()
     assert "1.000000001" in text
     assert "0.000000001" in text, "no E-9"
-    assert "1 calls have no price" in text
+    assert "1 call has no price and is not in it" in text
     assert [line["provider"] for line in csv.DictReader(io.StringIO(report.csv()))] == ["openai", "openai", "vllm"]
 
 
