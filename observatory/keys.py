@@ -99,11 +99,12 @@ class Keys:
     def shape(self, limit: str) -> Key:  # string: the numbers that a process of the fleet last asked a limit with
         return Key(f"{self._prefix}:rate_limiter:{{r}}:shape:{limit}")
 
-    def alert(self, limit: str, identity: str, fraction: float, window: int) -> Key:  # string: told already
-        return Key(f"{self._prefix}:rate_limiter:{{r}}:alert:{limit}:{part(identity)}:{fraction:g}:{window}")
+    def alert(self, limit: str, identity: str, fraction: float, capacity: int, window: int) -> Key:  # string: told already
+        """Of what amount is part of it: a budget that is raised is told of again."""
+        return Key(f"{self._prefix}:rate_limiter:{{r}}:alert:{limit}:{part(identity)}:{fraction:g}:{capacity}:{window}")
 
-    def charged(self) -> Key:  # zset: "limit identity" of limits that count usd, by the last moment that somebody told (us)
-        return Key(f"{self._prefix}:rate_limiter:{{r}}:charged")
+    def charged(self, limit: str) -> Key:  # zset: identity of a limit that counts usd, by the last moment somebody told (us)
+        return Key(f"{self._prefix}:rate_limiter:{{r}}:charged:of:{limit}")
 
     def charged_limits(self) -> Key:  # hash: such a limit -> JSON of all of it
         return Key(f"{self._prefix}:rate_limiter:{{r}}:charged:limits")
@@ -111,6 +112,9 @@ class Keys:
     # alerts, in the slot of what is told already
     def alerts_outbox(self) -> Key:  # stream: id, type and body of what waits for webhooks
         return Key(f"{self._prefix}:alerts:{{r}}:outbox")
+
+    def alerts_receivers(self) -> Key:  # zset: "digest event ..." of a leader's webhooks, by when it last said so (ms)
+        return Key(f"{self._prefix}:alerts:{{r}}:receivers")
 
     def alert_sent(self, place: str, receiver: str) -> Key:  # string: a webhook has acknowledged this entry
         return Key(f"{self._prefix}:alerts:{{r}}:sent:{place}:{receiver}")

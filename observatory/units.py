@@ -3,7 +3,7 @@
 import math
 import re
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from fractions import Fraction
 
 from .errors import InvalidArgument
@@ -12,6 +12,8 @@ NANO = 1_000_000_000
 MAX_EXACT = 2**52
 """The largest whole number that every script handles exactly, with room to add two of them (Lua numbers are doubles)."""
 
+_MONEY = Context(prec=60)
+"""The application's own may have any number of digits."""
 _DURATION = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)(us|ms|s|m|h|d|w)?", re.ASCII)
 _SECONDS = {
     "us": Fraction(1, 10**6),
@@ -135,9 +137,9 @@ def amount(whole: int, unit: str) -> int | Decimal:
     """The other way: what a person reads."""
     if unit != "usd":
         return whole
-    dollars = Decimal(whole).scaleb(-9).normalize()
+    dollars = _MONEY.normalize(Decimal(whole).scaleb(-9, _MONEY))
     # 50 and not 5E+1.
-    return dollars.quantize(Decimal(1)) if dollars == dollars.to_integral_value() else dollars
+    return dollars.quantize(Decimal(1), context=_MONEY) if dollars == dollars.to_integral_value() else dollars
 
 
 def nano(value: object, what: str = "value") -> int:

@@ -2,7 +2,7 @@
 rate_limiter/charged: remember that an identity of a budget was charged, and the numbers that its limit has.
 
 KEYS
-  charged        zset    "limit identity", by the moment (us) at which a process last told of it
+  charged        zset    identity of this limit, by the moment (us) at which a process last told of it
   limits         hash    limit -> JSON of all of it
 
 ARGV
@@ -10,7 +10,7 @@ ARGV
   limit          string  its name
   identity       string  whose bucket; "" the limit's one
   spec           JSON    the limit as the caller has it
-  most           int     identities that are remembered, and limits; the one told of longest ago goes first
+  most           int     identities of the limit that are remembered, and limits; the one told of longest ago goes first
   keep_ms        int ms  how long after the last charge all of it stays
 
 RETURNS {forgotten}
@@ -36,7 +36,7 @@ if now_us == 0 then
 end
 
 local known = redis.call('HLEN', limits)
-redis.call('ZADD', charged, string.format('%.0f', now_us), string.format('%s %s', limit, identity))
+redis.call('ZADD', charged, string.format('%.0f', now_us), identity)
 local forgotten = redis.call('ZREMRANGEBYRANK', charged, 0, -most - 1)
 redis.call('PEXPIRE', charged, keep_ms)
 if known < most or redis.call('HEXISTS', limits, limit) == 1 then

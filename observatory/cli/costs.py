@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from ..costs import Budget, WhatIf
-from .context import OUT, AsJson, show_json, show_table
+from ..errors import InvalidArgument
+from .context import OUT, AsJson, fail, show_json, show_table
 
 costs = typer.Typer(help="What calls have cost, and how far budgets are spent.")
 
@@ -34,6 +35,8 @@ def _asked(
     latency: bool,
     as_csv: bool,
 ) -> None:
+    if as_csv and context.obj.json:
+        fail(InvalidArgument("--csv and --json are both said", remedy="Say one of them"))
     found = context.obj.ask(
         lambda obs: obs.costs.report(
             by=by, where=where, since=since, until=until, period=period, timezone=timezone, latency=latency
@@ -64,6 +67,13 @@ def main(
     """Calls, tokens and dollars of a time: the same as `costs report`."""
     if context.invoked_subcommand is None:
         _asked(context, by, where, since, until, period, timezone, latency=latency, as_csv=as_csv)
+        return
+    # --json is of all commands, wherever it stands; the others would be lost.
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name != "as_json" and source is not None and source.name == "COMMANDLINE":
+            option, command = "--csv" if name == "as_csv" else f"--{name}", context.invoked_subcommand
+            fail(InvalidArgument(f"{option} stands before {command}", remedy=f"Write observatory costs {command} … {option} …"))
 
 
 @costs.command()

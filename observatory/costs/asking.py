@@ -46,23 +46,25 @@ def span_of(
 class Numbers:
     """What one group has of each metric."""
 
-    __slots__ = ("calls", "estimated", "input", "latency", "nano", "output", "unpriced")
+    __slots__ = ("calls", "estimated", "input", "latency", "nano", "output", "unpriced", "untyped")
 
     def __init__(self) -> None:
-        self.calls = self.input = self.output = self.nano = self.unpriced = self.estimated = 0
+        self.calls = self.input = self.output = self.untyped = self.nano = self.unpriced = self.estimated = 0
         self.latency: Any = None
 
     def add(self, other: "Numbers") -> None:
         """Of counters; latencies are of one group each."""
-        for field in ("calls", "input", "output", "nano", "unpriced", "estimated"):
+        for field in ("calls", "input", "output", "untyped", "nano", "unpriced", "estimated"):
             setattr(self, field, getattr(self, field) + getattr(other, field))
 
 
 class Found(NamedTuple):
-    """By step and group. folded: the same of series that were too many."""
+    """By step and group. folded: the same of series that were too many. strange: labels of the question that the settings
+    here do not know, where nothing was seen that could have carried them."""
 
     groups: dict[int, dict[Group, Numbers]]
     folded: Numbers
+    strange: tuple[str, ...]
 
 
 async def ask(
@@ -88,8 +90,7 @@ async def ask(
     told = await asyncio.gather(
         *(query.added(store, metric, (*by, OVERFLOW, kind or "provider"), those, span) for metric, kind in asked.items())
     )
-    _check(wanted, seen, dimensions)
-    found = Found({}, Numbers())
+    found = Found({}, Numbers(), _strange(wanted, seen, dimensions))
     for metric, steps in zip(asked, told, strict=True):
         for at, table in steps.items():
             for (*group, folded, kind), value in table.items():
@@ -98,16 +99,23 @@ async def ask(
     return by, found
 
 
-def _check(wanted: Mapping[str, Sequence[str]], seen: set[str], dimensions: Sequence[str]) -> None:
-    known = (*OWN, *(name for name in dimensions if name not in OWN))
+def _strange(wanted: Mapping[str, Sequence[str]], seen: set[str], dimensions: Sequence[str]) -> tuple[str, ...]:
+    """Labels that nobody knows. InvalidArgument, unless nothing was seen: then it may be that they are only known elsewhere."""
+    known, strange = (*OWN, *(name for name in dimensions if name not in OWN)), dict[str, None]()
     for field, name in ((field, name) for field, names_ in wanted.items() for name in names_):
-        if name in ("status", "type") or (name not in known and name not in seen):
-            near = difflib.get_close_matches(name, known, n=1)
-            guess = f'Did you mean "{near[0]}"? ' if near else ""
-            raise InvalidArgument(
-                f"{field}: {name!r:.70} is no label of costs: calls carry {', '.join(known)}",
-                remedy=f'{guess}[metrics] dimensions = ["{name:.64}"] makes what is bound a label, from then on',
-            )
+        if name not in ("status", "type"):
+            if name in known or name in seen:
+                continue
+            if not seen:
+                strange[name] = None
+                continue
+        near = difflib.get_close_matches(name, known, n=1)
+        guess = f'Did you mean "{near[0]}"? ' if near else ""
+        raise InvalidArgument(
+            f"{field}: {name!r:.70} is no label of costs: calls carry {', '.join(known)}",
+            remedy=f'{guess}[metrics] dimensions = ["{name:.64}"] makes what is bound a label, from then on',
+        )
+    return tuple(strange)
 
 
 def _count(into: Numbers, metric: str, kind: str, value: Any) -> None:
@@ -124,6 +132,8 @@ def _count(into: Numbers, metric: str, kind: str, value: Any) -> None:
                 into.output += value // units.NANO
             elif kind == "input":
                 into.input += value // units.NANO
+            else:
+                into.untyped += value // units.NANO
         case Metric.TOTAL_COST_USD:
             into.nano += value
         case names.UNPRICED_CALLS:

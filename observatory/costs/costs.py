@@ -67,25 +67,28 @@ class Costs:
         store = self._store()
         span = span_of(since, until, period, timezone, self._now_us(store))
         labels, found = await ask(store, span, by, where, self._dimensions(), latency=latency)
-        rows = [
-            _row({name: value for name, value in zip(labels, group, strict=True) if value}, numbers)
+        told = [
+            ({name: value for name, value in zip(labels, group, strict=True) if value}, numbers)
             for table in found.groups.values()
             for group, numbers in table.items()
             # Of refusals alone there is nothing to tell.
             if numbers.calls or numbers.nano or numbers.input or numbers.output
         ]
-        if found.folded.calls and not where:
-            rows.append(_row({OVERFLOW: "true"}, found.folded))
-        rows.sort(key=lambda row: (-row.cost_usd, -row.calls, tuple(row.group.items())))
+        folded, total = found.folded, Numbers()
+        if (folded.calls or folded.nano or folded.untyped) and not where:
+            told.append(({OVERFLOW: "true"}, folded))
+        # Billionths are added, and no Decimals: those go by the application's context.
+        for _, numbers in told:
+            total.add(numbers)
+        told.sort(key=lambda one: (-one[1].nano, -one[1].calls, tuple(one[0].items())))
         return CostReport(
-            *(moment(span.since_us), moment(span.until_us), labels, tuple(rows)),
-            total_usd=_exact(sum((row.cost_usd for row in rows), Decimal(0))),
-            calls=sum(row.calls for row in rows),
-            input_tokens=sum(row.input_tokens for row in rows),
-            output_tokens=sum(row.output_tokens for row in rows),
-            unpriced_calls=sum(row.unpriced_calls for row in rows),
-            estimated_calls=sum(row.estimated_calls for row in rows),
-            folded_calls=found.folded.calls,
+            *(moment(span.since_us), moment(span.until_us), labels, tuple(_row(*one) for one in told)),
+            *(Decimal(amount(total.nano, "usd")), total.calls, total.input, total.output),
+            unpriced_calls=total.unpriced,
+            estimated_calls=total.estimated,
+            folded_tokens=folded.untyped,
+            strange_labels=found.strange,
+            folded_calls=folded.calls,
         )
 
     async def what_if(
@@ -100,7 +103,8 @@ class Costs:
         """What the calls of one model would have cost at another's price, at the time when they were made.
 
         "PROVIDER/MODEL", or of `instead_of` a model alone: of all its providers. Only sums of tokens are known: `unknown` says
-        what could not be taken into account. what_if_usd None: there is no price for it.
+        what could not be taken into account, and whether there were no calls. A model's name may have slashes: where nothing of
+        the provider before the first was called, all of `instead_of` is the model. what_if_usd None: there is no price for it.
         """
         store = self._store()
         return await what_if(store, self._prices(), model, instead_of, since, until, period, self._now_us(store))
@@ -114,16 +118,11 @@ class Costs:
     async def budgets(self) -> tuple[Budget, ...]:
         """Every limit that counts usd, for every identity that is charged in it now, the fullest first.
 
-        Limits are those known here, and those that processes of the fleet have charged in the last two months. Of identities
-        the fleet remembers the 10,000 that were charged last.
+        Limits are those known here, and those that processes of the fleet have charged in the last two months. Of identities of
+        each limit the fleet remembers the 10,000 that it was told of last: who is charged is told of again every few minutes.
         """
         store = self._store()
         return await budgets(store, self._clock, self._limits())
-
-
-def _exact(dollars: Decimal) -> Decimal:
-    found = amount(int(dollars.scaleb(9)), "usd")
-    return Decimal(found)
 
 
 def _row(group: dict[str, str], numbers: Numbers) -> CostRow:

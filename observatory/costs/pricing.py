@@ -71,12 +71,15 @@ async def what_if(
     if not provider:
         raise InvalidArgument(f"model: {model!r:.80} does not say whose", remedy='Write it like "openai/gpt-4o-mini"')
     theirs, whose = _named(instead_of, "instead_of")
-    where = {"model": whose, **({"provider": theirs} if theirs else {})}
     span = span_of(since, until, period, "UTC", now_us)
     # As finely as is kept: a price may have changed in between.
     span = span._replace(step_us=_grain(span, now_us))
     # A tenant may have prices of its own; where calls carry no tenant, the group is that of nobody.
+    where = {"model": whose, **({"provider": theirs} if theirs else {})}
     _, found = await ask(store, span, ("tenant",), where, ("tenant",))
+    if theirs and not found.groups:
+        # "meta-llama/llama-4" is a model of several providers, and no model of meta-llama's.
+        _, found = await ask(store, span, ("tenant",), {"model": instead_of}, ("tenant",))
     # A third of a second, the first time.
     await asyncio.to_thread(prices.prepare)
     total, used, notes, known = Fraction(0), Numbers(), list(_ALWAYS), True
@@ -90,6 +93,10 @@ async def what_if(
         priced = None if rates is None else _priced(rates, numbers, notes)
         known = known and priced is not None
         total += priced or 0
+    if not used.calls:
+        notes.append(f"no calls of {shown(instead_of, 80)} were recorded in this time: is it spelled so?")
+    if not found.groups:
+        known = prices.rates(provider, (name,), at_us=now_us) is not None
     if found.folded.calls:
         notes.append(f"{found.folded.calls} calls of series that were too many (metrics.max_series) may be this model's")
     return WhatIf(

@@ -49,6 +49,10 @@ class CostReport(msgspec.Struct, frozen=True):
     folded_calls: int = 0
     """Calls of series that were too many, of which nobody knows whose they were: without `where` they are a row of their own,
     with it they are in no row."""
+    folded_tokens: int = 0
+    """Their tokens: whether of inputs or outputs nobody knows either, so that they are in no column."""
+    strange_labels: tuple[str, ...] = ()
+    """Of `by` and `where`, that nobody here knows: an error, unless nothing was recorded in this time, as here."""
     currency: str = "USD"
 
     @property
@@ -77,9 +81,14 @@ class CostReport(msgspec.Struct, frozen=True):
         if self.unpriced_calls:
             said = "call has no price and is" if self.unpriced_calls == 1 else "calls have no price and are"
             yield f"{self.unpriced_calls:,} {said} not in it: observatory costs prices --missing"
-        if self.folded_calls:
+        if self.folded_calls or self.folded_tokens:
             said = "call is" if self.folded_calls == 1 else "calls are"
-            yield f"{self.folded_calls:,} {said} of series that were too many (metrics.max_series): nobody knows whose"
+            yield (
+                f"{self.folded_calls:,} {said} of series that were too many (metrics.max_series): nobody knows whose, and "
+                f"their {self.folded_tokens:,} tokens are in no column"
+            )
+        if self.strange_labels:
+            yield f"nothing was recorded in this time, so nobody knows whether calls carry {', '.join(self.strange_labels)}"
 
     def csv(self) -> str:
         """A line a row, with a head and without totals; money in dollars, all of its digits."""

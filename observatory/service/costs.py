@@ -12,6 +12,9 @@ def _checked(request: Request, known: tuple[tuple[str, str], ...]) -> None:
     if unknown := request.query_params.keys() - set(names):
         there = f"There are {', '.join(names)}" if names else "There are none"
         raise InvalidArgument(f"unknown parameter {min(unknown)!r:.40}", remedy=there)
+    for name in request.query_params:
+        if name != "by" and len(request.query_params.getlist(name)) > 1:
+            raise InvalidArgument(f"{name} is there twice", remedy="Say it once")
 
 
 async def report(state: State, request: Request) -> Answer:
@@ -21,7 +24,7 @@ async def report(state: State, request: Request) -> Answer:
     if latency not in ("true", "false"):
         raise InvalidArgument(f"latency must be true or false, got {latency!r:.40}")
     found = await state.obs.costs.report(
-        by=wanted.get("by", "provider,model"),
+        by=",".join(wanted.getlist("by")) if "by" in wanted else "provider,model",
         where=wanted.get("where", ""),
         since=wanted.get("since"),
         until=wanted.get("until"),
@@ -38,7 +41,7 @@ async def budgets(state: State, request: Request) -> Answer:
 
 
 _REPORT = (
-    ("by", "labels to group by, separated by commas; default provider,model"),
+    ("by", "labels to group by, separated by commas, or said again for each; default provider,model"),
     ("where", 'PromQL matchers: team="search",model=~"gpt-.*"'),
     ("since", 'RFC 3339, a date, or an age; default "7d"'),
     ("until", 'RFC 3339, a date, "now", or an age'),

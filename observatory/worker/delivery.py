@@ -35,16 +35,22 @@ def _unsaid(record: logging.LogRecord) -> bool:
     return not _sending.get()
 
 
-class _Receiver(NamedTuple):
-    hook: Webhook
-    keys: tuple[bytes, ...]
+class _Failed(NamedTuple):
+    """An entry that a receiver did not take: how often, and if it waits by itself, until when, and how long that was."""
+
+    times: int
+    until: float = 0.0
+    pause: float = 0.0
+
+    def alone(self) -> "_Failed":
+        """Others go on without it."""
+        pause = min(max(2 * self.pause, LOOK_EVERY), LONGEST_PAUSE)
+        return _Failed(self.times + 1, monotonic() + pause, pause)
 
 
-class _Refused(NamedTuple):
-    """An entry that a receiver would not take: when it is tried again, and how long that was."""
-
-    until: float
-    pause: float
+def _keys_of(hook: Webhook) -> tuple[bytes, ...]:
+    """As its secret stands now. ConfigurationError."""
+    return checked_secrets(hook.read_secret(), f"alerts.webhooks of {hook.host}: its secret")
 
 
 class Delivery:
@@ -66,34 +72,31 @@ class Delivery:
             ) from error
         logging.getLogger("httpx2").addFilter(_unsaid)
         self._hooks = obs.settings.alerts.webhooks
-        self._receivers()  # a secret that cannot be read is told at the door
+        for hook in self._hooks:
+            _keys_of(hook)  # what cannot be read is told at the door
         self._failing: set[str] = set()
 
-    def _receivers(self) -> list[_Receiver]:
-        return [
-            _Receiver(hook, checked_secrets(hook.read_secret(), f"alerts.webhooks of {hook.host}: its secret"))
-            for hook in self._hooks
-        ]
-
     async def step(self, fence: int) -> None:
-        """Goes on until the lease is lost. Secrets are read anew by each leader."""
+        """Goes on until the lease is lost."""
+        # Before anything is sent: what one of ours lacks then, no leader with other settings removes.
+        await self._known(Outbox(self._obs.store))
         async with self._lib.AsyncClient(timeout=ATTEMPT, follow_redirects=False) as client, asyncio.TaskGroup() as group:
-            for one in self._receivers():
-                group.create_task(self._serve(client, one))
+            for hook in self._hooks:
+                group.create_task(self._serve(client, hook))
             group.create_task(self._tidy())
 
     def leave(self) -> None:
         self._failing.clear()
 
-    async def _serve(self, client: Any, one: _Receiver) -> None:
+    async def _serve(self, client: Any, hook: Webhook) -> None:
         _sending.set(True)
-        pause, refused = 0.0, dict[str, _Refused]()
+        pause, failures = 0.0, dict[str, _Failed]()
         while True:
             outbox = Outbox(self._obs.store)
             try:
-                waiting = await outbox.unsent(self._fresh(outbox, await outbox.entries(), one.hook), one.hook.digest)
-                refused = {entry.place: refused[entry.place] for entry in waiting if entry.place in refused}
-                failed = await self._send_all(client, outbox, one, waiting, refused)
+                waiting = await outbox.unsent(self._fresh(outbox, await outbox.entries(), hook), hook.digest)
+                failures = {entry.place: failures[entry.place] for entry in waiting if entry.place in failures}
+                failed = await self._send_all(client, outbox, hook, waiting, failures)
             except StoreError as error:
                 INTERNAL.debug("alerts wait for the store: %s", error)
                 failed = True
@@ -106,37 +109,58 @@ class Delivery:
         return [entry for entry in entries if entry.is_for(hook.events) and entry not in old]
 
     async def _send_all(
-        self, client: Any, outbox: Outbox, one: _Receiver, waiting: Sequence[Entry], refused: dict[str, _Refused]
+        self, client: Any, outbox: Outbox, hook: Webhook, waiting: Sequence[Entry], failures: dict[str, _Failed]
     ) -> bool:
-        """Whether the receiver is away: nothing else is tried then. One that refuses an entry is sent the next; the refused one
-        waits by itself, longer each time."""
-        for entry in waiting:
-            pause = refused[entry.place].pause if entry.place in refused else 0.0
-            if pause and monotonic() < refused[entry.place].until:
+        """Whether the receiver is away: nothing else is tried then.
+
+        One that refuses an entry (4xx) is sent the next, and the refused one waits by itself, longer each time. What fails
+        otherwise may be the receiver or the entry: another goes first the next time, and where that is taken it is the entry.
+        """
+        if not waiting:
+            return False
+        try:
+            # Anew for each batch: a secret is changed while a worker leads. A disk may be slow.
+            keys = await asyncio.to_thread(_keys_of, hook)
+        except ConfigurationError as error:
+            self._tell(hook, error.message)
+            return True
+        taken = False
+        for entry in sorted(waiting, key=lambda entry: failures[entry.place].times if entry.place in failures else 0):
+            before = failures.get(entry.place, _Failed(0))
+            if before.pause and monotonic() < before.until:
                 continue
-            status, why = await self._send(client, one, entry)
+            status, why = await self._send(client, hook, keys, entry)
             self._obs.metrics.increment_counter(ALERTS_SENT, 1, {"outcome": "failed" if why else "delivered"})
-            self._tell(one.hook, why)
+            self._tell(hook, why)
             if not why:
-                await outbox.acknowledged(entry, one.hook.digest)
-                continue
-            if status is None or status >= 500 or status in _RETRIED:
+                await outbox.acknowledged(entry, hook.digest)
+                taken = True
+            elif status in _RETRIED:
                 return True
-            pause = min(max(2 * pause, LOOK_EVERY), LONGEST_PAUSE)
-            refused[entry.place] = _Refused(monotonic() + pause, pause)
+            elif status is not None and status < 500:
+                failures[entry.place] = before.alone()
+            elif taken:
+                failures[entry.place], taken = before.alone(), False
+            elif before.pause:
+                # Known to fail by itself: it says nothing of the receiver, and what is new has its turn before the next such.
+                failures[entry.place] = before.alone()
+                return False
+            else:
+                failures[entry.place] = _Failed(before.times + 1)
+                return True
         return False
 
-    async def _send(self, client: Any, one: _Receiver, entry: Entry) -> tuple[int | None, str]:
+    async def _send(self, client: Any, hook: Webhook, keys: tuple[bytes, ...], entry: Entry) -> tuple[int | None, str]:
         """The last status, and why it failed: no words of somebody else's, which may have the address in them."""
 
         async def attempt() -> None:
             headers = {
                 "content-type": "application/json",
                 "user-agent": "observatory",
-                **signed(one.keys, entry.id, int(time.time()), entry.body),
+                **signed(keys, entry.id, int(time.time()), entry.body),
             }
             # Its answer is not read, however long it is.
-            async with client.stream("POST", one.hook.url, content=entry.body, headers=headers) as answer:
+            async with client.stream("POST", hook.url, content=entry.body, headers=headers) as answer:
                 answer.raise_for_status()
 
         # A handful of alerts by one sender multiplies no outage: they take nothing of the fleet's budget.
@@ -166,14 +190,19 @@ class Delivery:
                 INTERNAL.debug("alerts wait for the store: %s", error)
             await asyncio.sleep(_TIDY_EVERY)
 
+    async def _known(self, outbox: Outbox) -> dict[str, tuple[str, ...]]:
+        return await outbox.known({hook.digest: hook.events for hook in self._hooks})
+
     async def _tidied(self, outbox: Outbox) -> None:
         entries = await outbox.entries()
+        # Also those of leaders with other settings: while a change rolls out, one that knows nothing of them must not remove.
+        receivers = await self._known(outbox)
         missing = dict.fromkeys(entries, 0)
-        for hook in self._hooks:
-            for entry in await outbox.unsent([entry for entry in entries if entry.is_for(hook.events)], hook.digest):
+        for digest, events in receivers.items():
+            for entry in await outbox.unsent([entry for entry in entries if entry.is_for(events)], digest):
                 missing[entry] += 1
         old = set(outbox.too_old(entries))
-        for entry, receivers in missing.items():
+        for entry, number in missing.items():
             # Only who removes it counts it: for a moment there may be two leaders.
-            if (not receivers or entry in old) and await outbox.remove(entry) and receivers:
-                self._obs.metrics.increment_counter(ALERTS_DROPPED, receivers, {"reason": "expired"})
+            if (not number or entry in old) and await outbox.remove(entry) and number:
+                self._obs.metrics.increment_counter(ALERTS_DROPPED, number, {"reason": "expired"})

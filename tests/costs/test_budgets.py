@@ -15,6 +15,7 @@ from observatory.features.rate_limiter.shape import Window
 from tests.conftest import Open
 from tests.costs.hand import HandClock, usd
 from tests.servers import Server
+from tests.worker.events import until
 
 TEAM = Limit("team-budget", 500, per="month", unit="usd", by="team", match="*", overrides={"rich": Override(amount=2000)})
 
@@ -129,6 +130,53 @@ async def test_the_list_is_bounded(opening: Open, monkeypatch: pytest.MonkeyPatc
         await obs.rate_limiter.check("team-budget", f"t{number}", 1)
         await known(stranger, ("team-budget", f"t{number}"))
     assert {one.identity for one in await stranger.costs.budgets() if one.spent_usd} == {"t3", "t4", "t5"}
+
+
+async def test_strangers_push_nobody_out_of_another_limit(opening: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who charges one budget under a thousand names takes no place in the list of another."""
+    monkeypatch.setattr(room, "MOST_CHARGED", 3)
+    obs, stranger = await opening(), await opening()
+    obs.rate_limiter.define(TEAM, Limit("user-budget", 9, per="day", unit="usd", by="user"))
+    await obs.rate_limiter.check("team-budget", {"team": "search"}, 60)
+    await known(stranger, ("team-budget", "search"))
+    for number in range(6):
+        await obs.rate_limiter.check("user-budget", {"user": f"u{number}"}, 1)
+        await known(stranger, ("user-budget", f"u{number}"))
+    assert ("team-budget", "search") in await known(stranger)
+
+
+@pytest.mark.parametrize("lost", ["pushed out", "deleted"])
+async def test_who_is_charged_comes_back(opening: Open, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    """By others of the same limit, or with the store's data: minutes later who is still charged is in the list again."""
+    monkeypatch.setattr(room, "MOST_CHARGED", 3)
+    clock = HandClock(us("2026-11-16T12:00:00+00:00"))
+    obs, stranger = await opening(clock=clock), await opening(clock=clock)
+    obs.rate_limiter.define(TEAM)
+    await obs.rate_limiter.check("team-budget", {"team": "search"}, 60)
+    await known(stranger, ("team-budget", "search"))
+    if lost == "deleted":
+        await obs.store.command("DEL", obs.store.keys.charged("team-budget"))
+    for number in range(3 if lost == "pushed out" else 0):
+        await obs.rate_limiter.check("team-budget", {"team": f"t{number}"}, 1)
+        await known(stranger, ("team-budget", f"t{number}"))
+    await obs.rate_limiter.check("team-budget", {"team": "search"}, 1)
+    await until(lambda: not obs.rate_limiter._judge._notices._tasks, "all is told")
+    assert ("team-budget", "search") not in await known(stranger), "not with every call"
+    clock.us += 300_000_000
+    await obs.rate_limiter.check("team-budget", {"team": "search"}, 1)
+    found = await known(stranger, ("team-budget", "search"))
+    assert found["team-budget", "search"].spent_usd == 62
+
+
+async def test_opened_again_it_tells_again(opening: Open, server: Server, namespace: str) -> None:
+    """A store may be another, or empty, when the same Observatory is opened again: each test of an application."""
+    obs, stranger = Observatory("test", redis_url=server.url, namespace=namespace), await opening()
+    obs.rate_limiter.define(TEAM)
+    for _ in range(2):
+        async with obs:
+            await obs.rate_limiter.check("team-budget", {"team": "search"}, 60)
+            await known(stranger, ("team-budget", "search"))
+        await stranger.store.command("DEL", stranger.store.keys.charged("team-budget"))
 
 
 async def test_what_is_told_while_the_store_hiccups_is_told_with_the_next_charge(

@@ -74,8 +74,15 @@ async def test_command_line(server: Server, namespace: str, obs: Observatory, tm
         ["costs", "report", "--period", "soon"],
         ["costs", "--period", "today", "--since", "1h"],
         ["costs", "what-if", "--model", "x", "--instead-of", "y"],
+        ["costs", "--since", "1h", "report"],
+        ["costs", "--csv", "budgets"],
+        ["costs", "--csv", "--json"],
+        ["costs", "report", "--json", "--csv"],
+        ["--json", "costs", "--csv"],
     ):
-        assert (await run(*wrong)).returncode == 2, wrong
+        refused = await run(*wrong)
+        assert (refused.returncode, refused.stdout) == (2, ""), wrong
+    assert json.loads((await run("costs", "--json", "report", "--since", "1h")).stdout)["calls"] == 3, "it is of all commands"
 
 
 WHAT_IF = ["costs", "what-if", "--instead-of", "openai/gpt", "--model", "vllm/mine", "--since", "1h"]
@@ -100,6 +107,11 @@ async def test_over_http(opening: Open) -> None:
         for path, answer in (("/v1/costs", report), ("/v1/costs/budgets", [budget])):
             schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
             jsonschema.validate(answer, {**schema, "components": document["components"]})
+        twice = (await http.get("/v1/costs?by=model&since=1h&by=provider")).json()
+        assert twice["by"] == ["model", "provider"]
+        assert {"model": "gpt", "provider": "openai"} in [row["group"] for row in twice["rows"]]
+        for wrong in ("?since=1h&since=2h", "?where=&where=", "?by=model&by=tema"):
+            assert (await http.get(f"/v1/costs{wrong}")).status_code == 400, wrong
         for wrong in ("?by=tema", "?period=soon", "?since=x", "?peroid=today", "?latency=maybe", "/budgets?limit=x"):
             refused = await http.get(f"/v1/costs{wrong}")
             assert refused.status_code == 400, wrong

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import decimal
 import io
 import json
 import random
@@ -157,6 +158,7 @@ async def test_what_has_no_price_and_what_was_estimated(opening: Open) -> None:
 async def test_wrong_questions(opening: Open) -> None:
     """Each names its field, and what to write instead."""
     obs = await opening(settings=TEAMS)
+    await spend(obs, present_us(), 5)
     for asked, said in (
         ({"by": "tema"}, r"^by: 'tema' is no label.*provider, model, team.*Did you mean \"team\".*dimensions = \[\"tema\"\]"),
         ({"by": ("model", "tenant")}, r"'tenant' is no label"),
@@ -177,24 +179,67 @@ async def test_wrong_questions(opening: Open) -> None:
     ):
         with pytest.raises(InvalidArgument, match=f"(?s){said}"):
             await obs.costs.report(**asked)
-    empty = await obs.costs.report(by="team", period="this-month")
-    assert [empty.rows, empty.total_usd, empty.calls] == [(), 0, 0]
+
+
+async def test_a_quiet_time_makes_no_label_wrong(opening: Open) -> None:
+    """Where nothing was recorded nobody knows what calls carry: an empty answer that says so, and not an error that a call
+    would take away. What never is a label is one all the same."""
+    obs = await opening()
+    for asked in ({"by": "team"}, {"where": {"team": "a"}}, {"by": ("model", "team"), "where": 'team="a"'}):
+        quiet = await obs.costs.report(**asked, period="today")
+        assert [quiet.rows, quiet.total_usd, quiet.calls, quiet.strange_labels] == [(), 0, 0, ("team",)]
+        assert "nothing was recorded in this time, so nobody knows whether calls carry team" in quiet.table()
+    with pytest.raises(InvalidArgument, match="'status' is no label"):
+        await obs.costs.report(by="status", period="today")
+    await spend(obs, present_us(), 5)
+    with pytest.raises(InvalidArgument, match="'team' is no label"):
+        await obs.costs.report(by="team", period="today")
+    await spend(obs, present_us(), 5, team="a")
+    assert (await obs.costs.report(by="team", where={"team": "a"}, period="today")).strange_labels == ()
+    known = await (await opening(settings=TEAMS)).costs.report(by="team", period="yesterday")
+    assert [known.rows, known.total_usd, known.calls, known.strange_labels] == [(), 0, 0, ()]
+    assert "nobody knows" not in known.table()
+
+
+async def test_the_applications_decimals_round_no_money(obs: Observatory) -> None:
+    """An application that counts with four digits, in a task of its own, loses no billionth of a report, nor its order."""
+    for number, model in enumerate("abc"):
+        await spend(obs, present_us(), 123_456_789_012 + number, model=model)
+    with decimal.localcontext() as context:
+        context.prec = 4
+        report = await obs.costs.report(by="model", since="1h")
+    assert [(row.group["model"], row.cost_usd) for row in report.rows] == [
+        ("c", Decimal("123.456789014")),
+        ("b", Decimal("123.456789013")),
+        ("a", Decimal("123.456789012")),
+    ]
+    assert report.total_usd == Decimal("370.370367039")
 
 
 async def test_series_that_were_too_many(opening: Open) -> None:
     """They are in the total, and the report says that nobody knows whose they were; with `where` they are in no row."""
     obs = await opening(settings=Settings.load(metrics_max_series=6, environ={}))
     for number in range(10):
-        obs.record_request("openai", f"m{number}", latency=0.1, tokens=1, cost_usd=1)
+        obs.record_request("openai", f"m{number}", latency=0.1, tokens=Usage(100, 11), cost_usd=1)
     await obs.flush()
     report = await obs.costs.report(by="model", since="1h")
     assert report.total_usd == report.calls == 10
     (folded,) = [row for row in report.rows if OVERFLOW in row.group]
     assert folded.calls == report.folded_calls > 0
     assert "(folded)" in report.table()
+    assert report.folded_tokens > 0
+    assert report.input_tokens + report.output_tokens + report.folded_tokens == 10 * 111, "no token is nowhere"
+    assert f"their {report.folded_tokens:,} tokens are in no column" in report.table()
     some = await obs.costs.report(by="model", where='model="m0"', since="1h")
     assert (some.calls, some.folded_calls) == (1, report.folded_calls)
     assert "nobody knows whose" in some.table()
+
+
+async def test_dollars_whose_calls_are_not_there_yet(obs: Observatory) -> None:
+    """Of what was folded, dollars may be a flush before their calls: they are in the total all the same."""
+    await put(obs, present_us(), Metric.TOTAL_COST_USD, 3, {OVERFLOW: "true"})
+    report = await obs.costs.report(since="1h")
+    assert [report.total_usd, report.calls, len(report.rows)] == [3, 0, 1]
 
 
 async def test_a_spreadsheet_believes_nothing(obs: Observatory) -> None:

@@ -37,15 +37,42 @@ async def test_priced_by_time_and_tenant(obs: Observatory) -> None:
 
 
 async def test_without_a_price_nothing_is_said(obs: Observatory) -> None:
-    """None, and no guess; of nothing called it is nothing."""
+    """None, and no guess, also of nothing called."""
     await tokens(obs, present_us(), 10, "input")
     assert (await obs.costs.what_if(model="vllm/nobody", instead_of="gpt")).what_if_usd is None
-    assert (await obs.costs.what_if(model="vllm/nobody", instead_of="never")).what_if_usd == 0
+    assert (await obs.costs.what_if(model="vllm/nobody", instead_of="never")).what_if_usd is None
     for wrong in ("gpt", "", "/x", "x/"):
         with pytest.raises(InvalidArgument, match="model: "):
             await obs.costs.what_if(model=wrong, instead_of="gpt")
     with pytest.raises(InvalidArgument, match="instead_of: "):
         await obs.costs.what_if(model="a/b", instead_of="")
+
+
+async def test_a_mistyped_model_is_said(obs: Observatory) -> None:
+    """Nothing was called by that name: zero dollars, and why."""
+    obs.llm.prices.set("vllm/mine", Price(input=1, output=2))
+    await spend(obs, present_us(), 5)
+    await tokens(obs, present_us(), 1_000_000, "input")
+    none = await obs.costs.what_if(model="vllm/mine", instead_of="openai/gtp", since="1h")
+    assert [none.calls, none.what_if_usd] == [0, 0]
+    assert "no calls of 'openai/gtp' were recorded in this time: is it spelled so?" in none.unknown
+    some = await obs.costs.what_if(model="vllm/mine", instead_of="openai/gpt", since="1h")
+    assert [some.calls, some.what_if_usd] == [1, 1]
+    assert not any("no calls of" in note for note in some.unknown)
+
+
+async def test_a_name_with_a_slash(obs: Observatory) -> None:
+    """A model may be called like another's; a provider of the name before the slash goes first."""
+    obs.llm.prices.set("vllm/mine", Price(input=1, output=2))
+    slashed = {"provider": "groq", "model": "meta-llama/llama-4"}
+    await spend(obs, present_us(), 5, **slashed)
+    await tokens(obs, present_us(), 1_000_000, "input", **slashed)
+    for instead in ("meta-llama/llama-4", "groq/meta-llama/llama-4"):
+        found = await obs.costs.what_if(model="vllm/mine", instead_of=instead, since="1h")
+        assert [found.calls, found.input_tokens, found.what_if_usd] == [1, 1_000_000, 1]
+    await spend(obs, present_us(), 7, provider="meta-llama", model="llama-4")
+    theirs = await obs.costs.what_if(model="vllm/mine", instead_of="meta-llama/llama-4", since="1h")
+    assert (theirs.calls, theirs.cost_usd) == (1, Decimal("7E-9"))
 
 
 async def test_a_price_by_length_is_that_of_short_inputs(opening: Open) -> None:

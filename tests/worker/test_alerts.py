@@ -11,7 +11,6 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -20,52 +19,22 @@ import pytest
 
 from observatory import ConfigurationError, Limit, Observatory
 from observatory.envelope import Envelope
-from observatory.features.alerts import Entry, Outbox, outbox
+from observatory.features.alerts import Outbox, outbox
 from observatory.settings import Settings
 from observatory.worker import Worker, delivery
 from observatory.worker.delivery import Delivery
 from tests.conftest import Open
 from tests.servers import ROOT, Server, environment, process
+from tests.worker.alerting import carrying, cross, quickly, settings, told, waiting
 from tests.worker.events import until, working
 from tests.worker.receiver import SECRET, SPELLED, Receiver
 
 HOOK = {"secret": SPELLED}
-BUDGET = Limit("team-budget", 100, per="month", unit="usd", by="team", alert_at=(0.5, 1.0))
-
-
-def settings(*hooks: dict[str, Any], **more: Any) -> Settings:
-    return Settings.load(environ={}, alerts_webhooks=[{**HOOK, **hook} for hook in hooks], worker_lease=1.0, **more)
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second of a pause is as good as a minute."""
-    monkeypatch.setattr(delivery, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(delivery, "LONGEST_PAUSE", 0.2)
-    monkeypatch.setattr(delivery, "_TIDY_EVERY", 0.1)
-    for name, value in (("WAIT_INITIAL", "0.01"), ("WAIT_JITTER", "0.01"), ("ATTEMPTS", "2")):
-        monkeypatch.setenv(f"OBSERVATORY_RETRY_{name}", value)
-
-
-@contextlib.asynccontextmanager
-async def carrying(opening: Open, *hooks: dict[str, Any]) -> AsyncIterator[Observatory]:
-    """A worker with the one role, in this process."""
-    more = {"retry_wait_initial": 0.01, "retry_wait_jitter": 0.01, "retry_attempts": 2}
-    obs = await opening(role="worker", settings=settings(*hooks, **more))
-    async with working(Worker(obs, ["alerts"])):
-        yield obs
-
-
-async def told(obs: Observatory, entries: int) -> None:
-    """So many wait in the outbox."""
-    async with asyncio.timeout(10):
-        while len(await Outbox(obs.store).entries()) != entries:
-            await asyncio.sleep(0.02)
-
-
-async def cross(obs: Observatory, team: str = "search", dollars: int = 60) -> None:
-    obs.rate_limiter.define(BUDGET)
-    await obs.rate_limiter.check("team-budget", {"team": team}, dollars)
+    quickly(monkeypatch)
 
 
 async def streamed(obs: Observatory) -> list[tuple[Envelope, str]]:
@@ -234,11 +203,6 @@ async def test_what_is_refused_holds_up_nothing_new(opening: Open, monkeypatch: 
 
 def took(receiver: Receiver, team: str) -> bool:
     return team in [one.said["identity"] for one in receiver.posted]
-
-
-async def waiting(obs: Observatory, entries: int) -> list[Entry]:
-    await told(obs, entries)
-    return await Outbox(obs.store).entries()
 
 
 async def test_a_killed_leader_is_succeeded_in_the_middle(opening: Open, server: Server, namespace: str, tmp_path: Any) -> None:

@@ -1,6 +1,6 @@
 """What was told and has not reached everybody who asked for it: one bounded stream in the store, until it is a day old."""
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ...keys import Key
@@ -13,6 +13,8 @@ TOO_OLD_MS = 86_400_000
 """An alert that nobody could be told of for a day is no alert any more."""
 _KEEP_MS = 7 * TOO_OLD_MS
 _SENT_MS = 2 * TOO_OLD_MS
+KNOWN_MS = 3_600_000
+"""A receiver that no leader had for so long is waited for no more."""
 
 
 @lua("alerts/raise")
@@ -90,6 +92,23 @@ class Outbox:
     async def acknowledged(self, entry: Entry, receiver: str) -> None:
         """It need not be sent there again."""
         await self._bulk.command("SET", self._store.keys.alert_sent(entry.place, receiver), "1", "PX", _SENT_MS)
+
+    async def known(self, ours: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+        """The receivers of all who led lately, and for which events; ours are noted. Digests tell no address."""
+        bulk, key = self._bulk, self._store.keys.alerts_receivers()
+        seconds, _ = await bulk.command("TIME")
+        now_ms = int(seconds) * 1000
+        if ours:
+            spelled = [(now_ms, " ".join((digest, *events))) for digest, events in ours.items()]
+            await bulk.command("ZADD", key, *(word for pair in spelled for word in pair))
+            await bulk.command("PEXPIRE", key, KNOWN_MS)
+        found: dict[str, tuple[str, ...]] = {}
+        # The latest stands where one is there with other events.
+        for member in await bulk.command("ZRANGE", key, now_ms - KNOWN_MS, "+inf", "BYSCORE"):
+            digest, *events = member.decode(errors="replace").split()
+            found[digest] = tuple(events)
+        await bulk.command("ZREMRANGEBYSCORE", key, "-inf", f"({now_ms - KNOWN_MS}")
+        return {**found, **{digest: tuple(events) for digest, events in ours.items()}}
 
     async def remove(self, entry: Entry) -> bool:
         """False: it is gone already."""

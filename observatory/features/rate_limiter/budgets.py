@@ -12,7 +12,7 @@ from .limit import Limit, respelled, spelled
 from .shape import Shape, Window, window
 
 MOST_CHARGED = 10_000
-"""Identities of all budgets together that the fleet remembers, those charged last."""
+"""Identities of one limit that the fleet remembers, those told of last: whoever is charged is, every few minutes."""
 LONGEST_IDENTITY = 512
 """Longer ones are limited like all others, and in no list."""
 _KEEP_MS = 62 * 86_400_000
@@ -42,11 +42,11 @@ class Charged(NamedTuple):
 
 
 async def remember(store: Store, limit: Limit, identity: str) -> None:
-    """An identity was charged. Told once a process and period, never in a caller's way."""
+    """An identity was charged. Told every few minutes while it is, never in a caller's way."""
     if len(identity) <= LONGEST_IDENTITY:
         await _charged(
             store.bulk(),
-            charged=store.keys.charged(),
+            charged=store.keys.charged(limit.name),
             limits=store.keys.charged_limits(),
             now_us=0,
             limit=limit.name,
@@ -72,13 +72,12 @@ async def charged(store: Store) -> Charged:
         if cursor == b"0":
             break
     identities: dict[str, list[str]] = {}
-    for begins in range(0, MOST_CHARGED, _PAGE):
-        page = await bulk.command("ZRANGE", keys.charged(), begins, begins + _PAGE - 1)
-        for member in page:
-            limit, _, identity = member.decode(errors="replace").partition(" ")
-            identities.setdefault(limit, []).append(identity)
-        if len(page) < _PAGE:
-            break
+    for name in limits:
+        for begins in range(0, MOST_CHARGED, _PAGE):
+            page = await bulk.command("ZRANGE", keys.charged(name), begins, begins + _PAGE - 1)
+            identities.setdefault(name, []).extend(member.decode(errors="replace") for member in page)
+            if len(page) < _PAGE:
+                break
     return Charged(limits, identities)
 
 

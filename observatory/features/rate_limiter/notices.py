@@ -3,7 +3,10 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from fractions import Fraction
+from functools import lru_cache
 from hashlib import blake2b
+from math import ceil
 from typing import Any, Protocol
 
 import msgspec
@@ -29,8 +32,12 @@ _USED_STEP = 0.01
 """A limit that drains is more used with each call; it is told when it is so much more."""
 
 
-_Told = tuple[str, str, float, int]
-"""Limit, identity, fraction (0: it was charged at all), window."""
+_AGAIN_US = 300_000_000
+"""What is so and stays so is told again: the store may have lost it, or it was pushed out of an index by others. What was told
+once in the fleet is not told twice by that."""
+
+_Told = tuple[str, str, float, int, int]
+"""Limit, identity, fraction (0: it was charged at all), capacity, window."""
 
 
 class Recording(Protocol):
@@ -56,7 +63,8 @@ class Notices:
         self._store = store
         self._metrics = metrics
         self._alerts = alerts
-        self._told: set[_Told] = set()
+        self._told: dict[_Told, int] = {}
+        """When it was told last, the longest ago first."""
         self._compared: dict[str, Shape] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._used: dict[str, tuple[float, int]] = {}
@@ -72,34 +80,41 @@ class Notices:
             self._start(self._compare(policy))
         if not decision.capacity:
             return
-        used = 1 - float(decision.remaining) / float(decision.capacity)
+        capacity = one.shape.capacity
+        spent = capacity - units(decision.remaining, one.shape.unit)
+        used = spent / capacity
         told, told_us = self._used.get(policy.limit.name, (-1.0, 0))
         if used >= told + _USED_STEP or used >= 1 > told or not 0 <= now_us - told_us <= _USED_US:
             self._used[policy.limit.name] = (used, now_us)
             self._metrics.set_gauge(LIMIT_UTILIZATION, used, {"limit": policy.limit.name})
-        if one.shape.unit == "usd" and used > 0:
-            self._once((policy.limit.name, one.identity, 0.0, one.shape.window_of(now_us)), self._remember, one)
+        window = one.shape.window_of(now_us)
+        if one.shape.unit == "usd" and spent > 0:
+            self._again((policy.limit.name, one.identity, 0.0, capacity, window), now_us, self._remember, one)
         if policy.limit.alert_at:
-            window = one.shape.window_of(now_us)
             # What does not fit any more is refused before all is used: who is cut off is to hear of it.
             refused = one.shape.unit == "usd" and not decision.allowed and decision.retry_after is not None
             for fraction in policy.limit.alert_at:
-                if used >= fraction or (refused and fraction <= 1):
-                    self._once((policy.limit.name, one.identity, fraction, window), self._alert, one, decision, now_us)
+                if spent >= _least(fraction, capacity) or (refused and fraction <= 1):
+                    what = policy.limit.name, one.identity, fraction, capacity, window
+                    self._again(what, now_us, self._alert, one, decision, now_us)
 
-    def _once(self, what: _Told, tell: Callable[..., Coroutine[Any, Any, None]], *about: Any) -> None:
-        if what not in self._told:
-            if len(self._told) >= _REMEMBERED:
-                self._told.clear()
-            self._told.add(what)
-            self._start(self._surely(what, tell(what, *about)))
+    def _again(self, what: _Told, now_us: int, tell: Callable[..., Coroutine[Any, Any, None]], *about: Any) -> None:
+        """Unless it was told in the last minutes."""
+        told_us = self._told.get(what)
+        if told_us is not None and 0 <= now_us - told_us < _AGAIN_US:
+            return
+        self._told.pop(what, None)
+        while len(self._told) >= _REMEMBERED:
+            del self._told[next(iter(self._told))]
+        self._told[what] = now_us
+        self._start(self._surely(what, tell(what, *about)))
 
     async def _surely(self, what: _Told, work: Coroutine[Any, Any, None]) -> None:
         """What the store did not take is told with the next answer."""
         try:
             await work
         except ObservatoryError:
-            self._told.discard(what)
+            self._told.pop(what, None)
             raise
 
     async def _remember(self, what: _Told, one: Wanted) -> None:
@@ -118,9 +133,9 @@ class Notices:
             INTERNAL.debug("a notice was not told: %s", error)
 
     async def _alert(self, what: _Told, one: Wanted, decision: Decision, now_us: int) -> None:
-        store, limit, (_, identity, fraction, window) = self._store(), one.policy.limit, what
+        store, limit, (_, identity, fraction, capacity, window) = self._store(), one.policy.limit, what
         lasts_ms = max(one.shape.period_us, one.shape.full_us, 1_000_000) // 1000 + 60_000
-        claim = store.keys.alert(limit.name, identity, fraction, window)
+        claim = store.keys.alert(limit.name, identity, fraction, capacity, window)
         about = dimensions_of(limit, identity)
         kind, said = _said(one, decision, fraction, now_us)
         told = {"limit": limit.name, "identity": identity, "dimensions": about, **said}
@@ -158,17 +173,28 @@ class Notices:
             await asyncio.wait(self._tasks, timeout=0.5)
         for task in self._tasks:
             task.cancel()
+        # Opened again, it may be for another store.
+        self._told.clear()
+        self._compared.clear()
+        self._used.clear()
+
+
+@lru_cache(1024)
+def _least(fraction: float, capacity: int) -> int:
+    """The smallest use that is this fraction: a fifth of ten is two, and no double next to it."""
+    return ceil(Fraction(str(fraction)) * capacity)
 
 
 def _said(one: Wanted, decision: Decision, fraction: float, now_us: int) -> tuple[str, dict[str, Any]]:
     """What is told, and its type. Money is Decimal; what is held counts as spent until it is settled."""
-    spent, period = decision.capacity - decision.remaining, period_of(one.shape, now_us)
+    whole, period = one.shape.capacity - units(decision.remaining, decision.unit), period_of(one.shape, now_us)
+    spent = amount(whole, decision.unit)
     ends_us = now_us + int(decision.reset_after * 1e6) if period is None else period.start_us + period.length_us
     resets_at = f"{moment(ends_us):%Y-%m-%dT%H:%M:%SZ}"
     if decision.unit != "usd":
         used = {"unit": decision.unit, "used": spent, "amount": decision.capacity}
         return "limit.threshold", {"threshold": fraction, **used, "resets_at": resets_at}
-    going = None if period is None else amount(forecast(units(spent, "usd"), period, now_us), "usd")
+    going = None if period is None else amount(forecast(whole, period, now_us), "usd")
     money = {"spent_usd": spent, "amount_usd": decision.capacity, "resets_at": resets_at, "forecast_usd": going}
     return "budget.threshold", {"threshold": fraction, **money}
 
