@@ -74,6 +74,8 @@ class Gate:
         self._known: dict[tuple[str, str], Breaker] = {}
         self._inside: set[Passed] = set()
         self._working: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        """Of calls that nobody waits for any more, and that are not over yet."""
         self._unpriced: set[tuple[str, str]] = set()
         self._closing = False
 
@@ -203,19 +205,25 @@ class Gate:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def aside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Ends calls that nobody waits for any more: they are settled when it is over."""
+        self._later(work, self._ending)
+
+    def _later(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]] | None = None) -> None:
+        among = self._working if among is None else among
         try:
             task = asyncio.get_running_loop().create_task(work, name="observatory LLM call")
         except RuntimeError:  # a stream that was thrown away after its loop had ended
             work.close()
             return
-        self._working.add(task)
-        task.add_done_callback(self._working.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     async def settled(self) -> None:
         """What was to be settled when it was called is settled, or given up."""
-        if self._working:
-            await asyncio.wait(tuple(self._working))
+        for among in (self._ending, self._working):
+            if among:
+                await asyncio.wait(tuple(among))
 
     async def aclose(self) -> None:
         """Calls that are still under way are settled with their estimates: what they use comes too late to be told."""
@@ -223,8 +231,8 @@ class Gate:
         try:
             for passed in tuple(self._inside):
                 passed.leave(None, "estimate")
-            if self._working:
-                _, late = await asyncio.wait(self._working, timeout=_CLOSE_WITHIN)
+            if working := self._working | self._ending:
+                _, late = await asyncio.wait(working, timeout=_CLOSE_WITHIN)
                 for task in late:
                     task.cancel()
         finally:
@@ -232,7 +240,7 @@ class Gate:
 
     def forget(self) -> None:
         """A forked child: what is held is the parent's."""
-        self._inside, self._working = set(), set()
+        self._inside, self._working, self._ending = set(), set(), set()
 
 
 class Passed:
