@@ -74,7 +74,7 @@ class Tries:
         found = [(at, one) for at, one in enumerate(self.fallbacks, 1) if one.serves(call.endpoint)]
         if len(found) < len(self.fallbacks) and not self._told:
             self._told = True
-            left = ", ".join(one.base_url for one in self.fallbacks if not one.serves(call.endpoint))
+            left = ", ".join(one.base_url.partition("?")[0] for one in self.fallbacks if not one.serves(call.endpoint))
             INTERNAL.warning("no fallback for calls of %s: %s speaks another protocol", call.provider, left)
         return found
 
