@@ -10,8 +10,10 @@ away, settling is tried again for SETTLE_FOR; then the hold runs out at its leas
 """
 
 import asyncio
+import zlib
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 from .. import replies
@@ -31,8 +33,9 @@ _LEASE: Final = 60.0
 """Seconds; renewed while the call lasts."""
 _GRACE: Final = 1.0
 """Seconds: a pause that is over so soon is waited for in any case. An SDK comes back at the moment it was told."""
-_MOST_BREAKERS: Final = 500
-"""Of this process, by model; further models share their provider's."""
+_LONGEST: Final = 128
+"""Characters of a breaker's name."""
+_MOST_NAMES: Final = 1000
 _MOST_UNPRICED: Final = 1000
 """Models that are spoken of."""
 _PAUSING: Final = frozenset({429, 503, 529})
@@ -71,7 +74,6 @@ class Gate:
         self._limiter = limiter
         self._breakers = breakers
         self._settings = settings
-        self._known: dict[tuple[str, str], Breaker] = {}
         self._inside: set[Passed] = set()
         self._working: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
@@ -165,13 +167,7 @@ class Gate:
                 await pauses.wait(asked.where, model, key, timeout=max(until - self._clock.monotonic(), _GRACE))
 
     def _breaker(self, asked: Asked) -> Breaker:
-        found = self._known.get((asked.where, asked.model))
-        if found is None:
-            full = len(self._known) >= _MOST_BREAKERS
-            found = self._breakers().breaker(_named(asked.where if full else f"{asked.where}/{asked.model}"))
-            if not full:
-                self._known[asked.where, asked.model] = found
-        return found
+        return self._breakers().breaker(_named(f"{asked.where}/{asked.model}"))
 
     # afterwards
     def left(self, passed: "Passed", held: PendingReservation | None, spent: Spent) -> None:
@@ -292,7 +288,9 @@ def _of(held: Reservation, spent: Mapping[Unit, Amount] | str) -> Mapping[Unit, 
     return {unit: spent[unit] for unit in {one.shape.unit for one in held.wanted} if unit in spent}
 
 
+@lru_cache(_MOST_NAMES)
 def _named(name: str) -> str:
-    """As a breaker may be called."""
-    said = "".join(one if one.isascii() and (one.isalnum() or one in "_./:-") else "_" for one in name[:128])
-    return said if said[:1].isalnum() else f"x{said[:127]}"
+    """As a breaker may be called; two that are cut are not one."""
+    said = "".join(one if one.isascii() and (one.isalnum() or one in "_./:-") else "_" for one in name)
+    said = said if said[:1].isalnum() else f"x{said}"
+    return said if len(said) <= _LONGEST else f"{said[: _LONGEST - 9]}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
