@@ -113,7 +113,7 @@ class Exchange:
             self.span = desk.tracing().started(conventions.name(call), {**extra, **conventions.asked(call)}, kind="client")
             if call.attempt:
                 self.span.set_attribute("http.request.resend_count", call.attempt)
-            if desk.captures():
+            if desk.captures() and self.span.is_recording():
                 self.content = Texts()
                 for attribute, said in asked(call.document).items():
                     desk.tracing().content(self.span, attribute, said)

@@ -1,7 +1,8 @@
 """Which LLM call a request is: its provider, endpoint, model; what it may use. Nothing here changes it."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -76,6 +77,14 @@ class Recognised(msgspec.Struct, frozen=True):
     attempt: int
     """0, or the number of the retry, as the SDK says it."""
     tokenizer: Tokenizer = approximately
+
+    def __repr__(self) -> str:
+        """Without the request: a prompt is not for whoever reads a log."""
+        said = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({said})"
+
+    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+        return ((name, getattr(self, name)) for name in self.__struct_fields__ if name != "document")
 
     @property
     def operation(self) -> str:
@@ -155,6 +164,7 @@ def recognise(
     )
 
 
+@lru_cache(1024)
 def provider_of(host: str, *, anthropic: bool = False) -> str:
     """The name that OpenTelemetry has for who answers at a host."""
     found = next((provider for pattern, provider in _KNOWN if pattern.fullmatch(host)), None)
