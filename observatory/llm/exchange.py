@@ -1,8 +1,8 @@
 """One LLM call, from its request to its last byte: what it is, what it takes, how it ends; told once.
 
-    exchange = Exchange(desk, recognised, dimensions) it is known, and estimated
+    exchange = Exchange(desk, recognised, dimensions) it is known
     with exchange.current():                          what goes wrong is told
-        await exchange.enter(wait)                    it is let in
+        await exchange.enter(wait)                    it is estimated, and let in
         response = await ...                          it is sent
     exchange.answering(status, headers)               the head is there
     exchange.heard(chunk)                             each chunk, before it is handed on
@@ -48,9 +48,10 @@ _OURS = frozenset({"PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
 
 
 class Exchange:
-    """See the module. turn: which try of a call it is. Not for two threads."""
+    """See the module. turn: which try of a call it is. ago: seconds since it was asked. Not for two threads."""
 
     __slots__ = (
+        "_call",
         "_done",
         "_expected",
         "_key",
@@ -63,7 +64,6 @@ class Exchange:
         "content",
         "desk",
         "endpoint",
-        "estimate",
         "id",
         "known",
         "last_at",
@@ -80,15 +80,15 @@ class Exchange:
         "where",
     )
 
-    def __init__(self, desk: Desk, call: Recognised, extra: Dimensions, turn: Turn = _ONLY) -> None:
-        # The request itself is not kept: it may be long, and the answer come slowly.
+    def __init__(self, desk: Desk, call: Recognised, extra: Dimensions, turn: Turn = _ONLY, *, ago: float = 0.0) -> None:
         self.desk = desk
         self.turn = turn
         self.id: str | None = None
         """Of its event; None: whatever is given then."""
         self.provider, self.model, self.operation = call.provider, call.model, call.operation
         self.endpoint, self.tokenizer, self.attempt, self.where = call.endpoint, call.tokenizer, call.attempt, call.where
-        self.estimate = min(call.input_tokens(), LARGEST)
+        self._call: Recognised | None = call
+        """Until it is over: an answer that breaks off does not say what it took."""
         self._expected = desk.outputs.expected(call.provider, call.model, call.max_output_tokens)
         self.status: int | None = None
         self.last_at: float | None = None
@@ -110,15 +110,21 @@ class Exchange:
         self.span: Span | None = None
         with quietly:
             desk.open(1)
-            self.span = desk.tracing().started(conventions.name(call), {**extra, **conventions.asked(call)}, kind="client")
+            self.span = desk.tracing().started(
+                conventions.name(call), {**extra, **conventions.asked(call)}, kind="client", ago=ago
+            )
             if call.attempt:
                 self.span.set_attribute("http.request.resend_count", call.attempt)
             if desk.captures() and self.span.is_recording():
                 self.content = Texts()
                 for attribute, said in asked(call.document).items():
                     desk.tracing().content(self.span, attribute, said)
-        self.started_us = desk.now_us()
-        self.began = monotonic()
+        self.started_us = desk.now_us() - int(ago * 1e6)
+        self.began = monotonic() - ago
+
+    def estimate(self) -> int:
+        """Tokens of the request. A tokenizer may take long: only where somebody asks."""
+        return 0 if self._call is None else min(self._call.input_tokens(), LARGEST)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -151,7 +157,7 @@ class Exchange:
 
     def _cost_estimated(self) -> tuple[Mapping[Unit, Amount], bool]:
         """By unit; and whether it has a price (Azure's is known with the answer): else it holds nothing of a budget."""
-        used = Used(Usage(self.estimate, self._expected))
+        used = Used(Usage(self.estimate(), self._expected))
         nano_usd = self._price(used, (self.model,), None)
         return spent_of(used, nano_usd), nano_usd is not None or self.provider == _AZURE
 
@@ -187,7 +193,7 @@ class Exchange:
     # how it ends
     def moved(self, status: int) -> None:
         """It is to be asked elsewhere: the call is the one that is made there."""
-        self._done = True
+        self._done, self._call = True, None
         with quietly:
             self.desk.open(-1)
             if self._passed is not None:
@@ -243,7 +249,10 @@ class Exchange:
 
     def _read(self, *, cut: bool) -> Reading:
         reader, self._reader = self._reader, None
-        return Reading() if reader is None else reader.end(estimate=self.estimate, cut=cut)
+        try:
+            return Reading() if reader is None else reader.end(estimate=self.estimate, cut=cut)
+        finally:
+            self._call = None
 
     def _works(self, why: str | None, error: BaseException | None) -> bool | None:
         """What it says of the provider."""

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from .. import dimensions
+from ..clock import monotonic
 from ..errors import ConfigurationError, InvalidArgument, ObservatoryError, RetryBudgetExceeded
 from ..names import HTTP_SECONDS
 from ..types import Dimensions
@@ -170,7 +171,7 @@ class GuardedTransport:
 
     # by way of the answer cache
     async def _kept(self, call: Recognised, request: Any, answers: Answers, spared: bool) -> Any:
-        ours = False
+        ours, asked_at = False, monotonic()
 
         async def send(headers: Headers) -> Upstream:
             nonlocal ours
@@ -194,7 +195,7 @@ class GuardedTransport:
         except ObservatoryError as error:
             return self._response(refused(error, call.endpoint, waited=False))
         if reply.cached in ("hit", "shared"):
-            exchange = Exchange(self._desk, call, self._way.dimensions)
+            exchange = Exchange(self._desk, call, self._way.dimensions, ago=monotonic() - asked_at)
             exchange.cached = True
             headers = self._lib.Headers(reply.headers)
             exchange.answering(reply.status, headers)

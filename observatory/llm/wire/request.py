@@ -1,7 +1,7 @@
 """Which LLM call a request is: its provider, endpoint, model; what it may use. Nothing here changes it."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
@@ -77,14 +77,16 @@ class Recognised(msgspec.Struct, frozen=True):
     attempt: int
     """0, or the number of the retry, as the SDK says it."""
     tokenizer: Tokenizer = approximately
+    counted: list[int] = msgspec.field(default_factory=list)
+    """Of all tries of one request: what the tokenizer has said."""
 
     def __repr__(self) -> str:
         """Without the request: a prompt is not for whoever reads a log."""
         said = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
         return f"{type(self).__name__}({said})"
 
-    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
-        return ((name, getattr(self, name)) for name in self.__struct_fields__ if name != "document")
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name != "document"]
 
     @property
     def operation(self) -> str:
@@ -96,7 +98,13 @@ class Recognised(msgspec.Struct, frozen=True):
         return f"{self.provider}:{self.host}" if self.provider in _ADDRESSED else self.provider
 
     def input_tokens(self) -> int:
-        """An estimate; 100 KB of text take about 0.1 ms. A tokenizer that fails is not asked again: the default counts."""
+        """An estimate, made once; 100 KB of text take about 0.1 ms. A tokenizer that fails is not asked again: the default
+        counts."""
+        if not self.counted:
+            self.counted.append(self._input_tokens())
+        return self.counted[0]
+
+    def _input_tokens(self) -> int:
         more = TOOLS if self.endpoint == "messages" and self.document.get("tools") else 0
         try:
             return more + max(0, int(input_tokens(self.document, self.tokenizer)))
