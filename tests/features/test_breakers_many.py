@@ -71,6 +71,11 @@ async def test_one_that_somebody_holds_is_told_and_hears(obs: Observatory) -> No
     await mine.execute(works)
     await obs.breakers.flush()
     assert (await obs.breakers.show("mine")).calls == 1
+    with pytest.raises(ConnectionError):
+        await mine.execute(fails)
+    assert "mine" in obs.breakers._lately, "a failure is told, whoever lets go of it"
+    await obs.breakers.flush()
+    assert (await obs.breakers.show("mine")).failures == 1
     await obs.breakers.hold("mine", "open", reason="test")
     await obs.breakers.look()
     assert mine.state == "open"

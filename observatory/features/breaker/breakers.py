@@ -148,6 +148,7 @@ class Breakers:
 
     def soon(self, breaker: Breaker, /) -> None:
         """It has something to tell that should not wait for the next round."""
+        self._lately.setdefault(breaker.name, breaker)  # also where it was forgotten, and its caller leaves now
         if self._urgent is not None:
             self._urgent.set()
 
