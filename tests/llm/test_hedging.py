@@ -277,6 +277,8 @@ async def test_cancelled_at_any_moment_no_connection_is_lost(opening: Any, three
             also.let(steps)
             for _ in range(steps):
                 await asyncio.sleep(0)
+            if steps == 59:
+                await asyncio.wait({task})
             task.cancel()
             (done,), _ = await asyncio.wait({task})
             if not done.cancelled():

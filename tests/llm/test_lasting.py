@@ -36,6 +36,10 @@ async def test_a_client_for_each_request_leaves_nothing(obs: Observatory, there:
     assert len(there.requests) == 1
 
 
+def consumers(obs: Observatory) -> int:
+    return sum(source._consumers for answers in obs.llm._answers.values() for source in answers._sources.values())
+
+
 async def test_who_waited_for_a_shared_answer_has_waited(obs: Observatory, there: Provider) -> None:
     """Its time, and its span's, begin when it asks."""
     goes_on = asyncio.Event()
@@ -48,6 +52,7 @@ async def test_who_waited_for_a_shared_answer_has_waited(obs: Observatory, there
     async with closing(client := sdk(obs, there, cache=True)):
         with obs.llm.collect() as calls:
             working = [asyncio.create_task(asking(client, temperature=0)) for _ in range(2)]
+            await until(lambda: consumers(obs) == 2, "both wait for one answer")
             await until(lambda: there.requests, "one is asked")
             await asyncio.sleep(0.2)
             goes_on.set()
@@ -59,8 +64,6 @@ async def test_who_waited_for_a_shared_answer_has_waited(obs: Observatory, there
         assert span.end_time is not None
         assert 0.2 <= call.latency < 20
         assert 0.2 <= (span.end_time - span.start_time) / 1e9 < 20
-    one, other = calls
-    assert abs((one.started_at - other.started_at).total_seconds()) < 0.15
 
 
 async def test_a_tokenizer_is_asked_once_and_only_where_it_matters(obs: Observatory, there: Provider) -> None:
