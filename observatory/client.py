@@ -7,6 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
+import msgspec
 from opentelemetry.trace import Span
 
 from . import dimensions, health
@@ -59,10 +60,13 @@ class Observatory(Staged):
         """The settings that this opening goes by."""
         if self._fixed is None:
             self.settings = self._load()
-        self.rate_limiter.use(self.settings.limits)
-        self.breakers.use(self.settings.breakers)
+        settings = self.settings
+        self.rate_limiter.use(settings.limits, settings.layer)
+        self.breakers.use(settings.breakers, settings.layer)
         self.metrics.set_gauge(INSTANCES, 1.0, {"role": self._role})
-        return self.settings
+        if self._role != "client":  # whose code declares no limits: the file may be an application's
+            return settings
+        return msgspec.structs.replace(settings, warnings=(*settings.warnings, *self.rate_limiter.idle().values()))
 
     async def aclose(self) -> None:
         """Flush, say goodbye, close. Bounded by settings.shutdown_timeout, by two seconds with Redis away; completes also when

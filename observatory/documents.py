@@ -11,6 +11,12 @@ REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-re
 """and nobody could ask it."""
 
 
+_IN_SECONDS = 120.0
+"""Up to here a wait is told in seconds;"""
+_WORDS = ((86_400, 3600, 24, "d", "h"), (3600, 60, 60, "h", "min"), (60, 1, 60, "min", "s"))
+"""from so many on in these: how long the smaller unit is, and how many of it the larger one has."""
+
+
 class Refusal(Protocol):
     """What a refused decision says. `Decision` is one; errors stand on the ground and import nothing."""
 
@@ -43,7 +49,17 @@ def refused(decision: Refusal) -> str:
     if decision.retry_after is None:
         return f"{of}{decision.cost} {decision.unit} can never fit a capacity of {decision.capacity}"
     left = f"{decision.remaining} of {decision.capacity} {decision.unit} left"
-    return f"{of}{left}, {decision.cost} asked; retry in {decision.retry_after:.3f} s"
+    resets = abs(decision.retry_after - decision.reset_after) < 0.001 and decision.retry_after > _IN_SECONDS
+    return f"{of}{left}, {decision.cost} asked; retry in {waiting(decision.retry_after)}{', when it resets' if resets else ''}"
+
+
+def waiting(seconds: float) -> str:
+    """How long, as people say it: two units of it, never too short; up to two minutes to the millisecond."""
+    if seconds <= _IN_SECONDS:
+        return f"{seconds:.3f} s"
+    _, small, many, name, less = next(words for words in _WORDS if seconds >= words[0])
+    whole, rest = divmod(math.ceil(seconds / small), many)
+    return f"{whole:,} {name}" + (f" {rest} {less}" if rest else "")
 
 
 class Document(NamedTuple):

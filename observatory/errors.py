@@ -21,10 +21,13 @@ ObservatoryError                      code                    HTTP  retryable
  │   └─ StoreMisconfigured            store_misconfigured     503   no     eviction policy, ACL, version, auth
  ├─ NotFound                          not_found               404   no
  │   └─ CacheMiss                     cache_miss              404   no     at the doors: in code a miss is no error
- └─ PayloadTooLarge                   payload_too_large       413   no
+ ├─ PayloadTooLarge                   payload_too_large       413   no
+ └─ SandboxError (AssertionError)     sandbox                 500   no     of observatory.testing: a test fails
+     ├─ UnexpectedCall                unexpected_call         500   no     a provider was called that nobody answers for
+     ├─ TimeStandsStill               time_stands_still       500   no     a call waits for a clock that nobody moves
+     └─ LeakedKeys                    leaked_keys             500   no     keys without a TTL were left behind
 
-The doors know three more codes that are no class, since nothing of ours raises them: method_not_allowed 405, http (whatever
-else a router or a proxy refuses), internal 500 (a bug). `from_problem` keeps any code that it does not know, with its status.
+Three codes of the doors are no class of ours: method_not_allowed 405, http (of a router, of a proxy), internal 500 (a bug).
 """
 
 from collections.abc import Iterator, Mapping

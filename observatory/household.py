@@ -97,6 +97,7 @@ class Household:
         lifetime, settings = self._lifetime, self.settings
         return RateLimiter(
             *(lifetime.store, self._clock, self.metrics, settings.limits),
+            layer=settings.layer,
             alerts=Alerts(lifetime.store, self.metrics, lambda: self.events),
             replicas=settings.redis.replicas,
             owner=lambda: lifetime.identity,
@@ -122,7 +123,7 @@ class Household:
     @room
     def breakers(self) -> Breakers:
         """All of them; `obs.breaker(name)` is one."""
-        return Breakers(self._lifetime.store, self.metrics, self.settings.breakers, self._clock)
+        return Breakers(self._lifetime.store, self.metrics, self.settings.breakers, self._clock, self.settings.layer)
 
     @property
     def pauses(self) -> Pauses:
@@ -184,7 +185,7 @@ class Household:
             prices=lambda: self._prices,
             now_us=self._lifetime.now_us,
             gate=Gate(lambda: self.rate_limiter, lambda: self.breakers, lambda: self.settings.llm, self._clock),
-            retries=Retries(lambda: self.retry_budget, lambda: self.metrics),
+            retries=Retries(lambda: self.retry_budget, lambda: self.metrics, self._clock),
             output_tokens=lambda: self.settings.llm.output_tokens,
             captures=lambda: self.settings.llm.capture_content == "on",
         )

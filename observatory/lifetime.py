@@ -141,7 +141,7 @@ class Lifetime:
             store = self._connect(settings.redis.url)
             self._store = store
             if settings.cache.redis_url is not None:
-                self._cache_store = self._connect(settings.cache.redis_url)
+                self._cache_store = self._connect(settings.cache.redis_url, "cache.redis_url")
             says = Says(service=name, role=self._role, version=__version__)
             # The number stays over openings: with it goes the partition that knows this writer's watermarks.
             self.presence = Presence(store, settings.instance or self.identity, says, settings.events.partitions, self._number)
@@ -190,10 +190,12 @@ class Lifetime:
                 raise
             self._examined, self._unfit = True, None
 
-    def _connect(self, url: str | None) -> Store:
+    def _connect(self, url: str | None, setting: str = "redis.url") -> Store:
         settings = self._settings or Settings()
         redis = settings.redis
-        where: Address = address(url, password=redis.password, environment=settings.environment, home=home(settings.home))
+        where: Address = address(
+            url, password=redis.password, environment=settings.environment, home=home(settings.home), setting=setting
+        )
         if url is None:
             INTERNAL.warning(
                 "no OBSERVATORY_REDIS_URL: using an embedded Valkey of this machine (%s). Not for production.", where.embedded

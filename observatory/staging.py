@@ -35,20 +35,25 @@ class Staged(Household):
     def staged(self, settings: Settings, clock: Clock | None, stage: Stage) -> Iterator[None]:
         """Only while it is closed, before and after. Rooms stay, since others hold them, and are emptied at both ends.
 
-        What a room was made of stays too, but for limits, breakers, retries and the log's level.
+        What a room was made of stays too, but for limits, breakers, retries and the log's level. Limits that code defines
+        meanwhile end with it.
         """
         given, fixed, before, own = self._given, self._fixed, self.__dict__.get("settings"), self._clock.given
         self._given, self._fixed = {**given, "redis_url": None, "namespace": None}, settings
         try:
             self._move(settings, clock)
+            limits = self.rate_limiter.declared
             level = self.logger.level
             self.logger.level, self.logger.pen.listener = settings.log.level, stage.hears
             self._desk.answering, self._desk.everything = stage.answering, (stage.calls,)
+            self.retry_budget.staged = settings.retry
             try:
                 with otlp.muted():
                     yield
             finally:
                 self.logger.level, self.logger.pen.listener = level, None
+                self.retry_budget.staged = None
+                self.rate_limiter.use({}, only=limits)
         finally:
             stage.calls.over = True
             self._desk.answering, self._desk.everything = None, ()
@@ -65,7 +70,7 @@ class Staged(Household):
     def _move(self, settings: Settings | None, clock: Clock | None) -> None:
         """None: they are loaded when they are next asked for."""
         made = self.__dict__
-        for name in ("settings", "retry"):  # values: those that were made of an older one stay as they are
+        for name in ("settings", "retry"):  # values: those that were made of an older one stay
             made.pop(name, None)
         if settings is not None:
             self.settings = settings
@@ -76,6 +81,6 @@ class Staged(Household):
         for name in ("rate_limiter", "breakers"):
             if name in made:
                 made[name].afresh()
-                made[name].use(getattr(said, name.replace("rate_limiter", "limits")))
+                made[name].use(getattr(said, name.replace("rate_limiter", "limits")), said.layer)
         if "retry_budget" in made:
             self.retry_budget.use(said.retry.budget, said.retry.budget_reserve)

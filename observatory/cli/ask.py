@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from ..client import Observatory
@@ -13,7 +12,8 @@ from ..logs import level_named
 from ..settings import table as settings_table
 from ..units import seconds
 from . import table
-from .context import OUT, AsJson, done, show_json, show_table
+from .checking import Checked, checked
+from .context import OUT, AsJson, complain, done, show_json, show_table
 
 metrics = typer.Typer(no_args_is_help=True, help="Ask what the fleet has recorded.")
 config = typer.Typer(no_args_is_help=True, help="Look at the settings; set the log level of all.")
@@ -128,17 +128,22 @@ def check_config(
     file: Annotated[str | None, typer.Argument(help="default: what a process here would read")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Is it readable, and does it say what it means? Exit 2 when not."""
+    """Would what a process reads here open? Connects to nothing. Exit 2 and every mistake when not."""
 
-    async def look() -> Any:
-        settings = msgspec.structs.replace(context.obj, config=file or context.obj.config).settings()
-        if settings.warnings:
-            raise InvalidArgument("; ".join(settings.warnings))
-        Observatory("check", settings=settings).rate_limiter.limits()
-        return settings
+    async def look() -> Checked:
+        return checked(file or context.obj.config, context.obj.redis_url, context.obj.namespace)
 
-    settings = done(look())
+    found = done(look())
+    if not context.obj.json:
+        for line in found.warnings:
+            OUT.print(f"warning: {line}", markup=False)
+        for line in found.notes:
+            OUT.print(f"note: {line}", markup=False)
+    if found.mistakes:
+        complain(*found.mistakes)
+    settings = found.settings
     if context.obj.json:
-        show_json({"settings": settings.sources, "limits": sorted(settings.limits)})
+        told = {"warnings": found.warnings, "notes": found.notes}
+        show_json({"settings": settings.sources, "limits": sorted(settings.limits), **told})
     else:
         OUT.print(f"ok: {len(settings.sources)} settings, {len(settings.limits)} limits")

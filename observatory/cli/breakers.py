@@ -36,7 +36,7 @@ def force(
     context: typer.Context,
     name: Name,
     state: Annotated[str, typer.Argument(help="open, closed, or auto: let go")],
-    reason: Annotated[str, typer.Option(help="why; told to whoever is refused")],
+    reason: Annotated[str | None, typer.Option(help="why; told to whoever is refused; auto needs none")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold it open or closed for the whole fleet, until it is let go."""
@@ -47,6 +47,9 @@ def _say(context: typer.Context, one: BreakerReport) -> None:
     if context.obj.json:
         show_json(one)
     else:
+        if not one.used:
+            OUT.print(f"{one.name}: {one.state}, nobody has used it in the last week", markup=False)
+            return
         told = [one.state, f"{one.failures} of {one.calls} calls failed", _left(one), _held(one)]
         OUT.print(f"{one.name}: {', '.join(filter(None, told))}", markup=False)
 

@@ -113,8 +113,19 @@ def done(work: Coroutine[Any, Any, T]) -> T:
 
 def fail(error: ObservatoryError) -> NoReturn:
     code = 3 if isinstance(error, StoreError) else 2 if isinstance(error, ConfigurationError | InvalidArgument) else 1
-    ERR.print(f"observatory: {error}", style="bold" if ERR.is_terminal else None, markup=False)
+    _complain(error)
     raise typer.Exit(code)
+
+
+def complain(*errors: ObservatoryError | str) -> NoReturn:
+    """A line for each mistake of the configuration."""
+    for error in errors:
+        _complain(error)
+    raise typer.Exit(2)
+
+
+def _complain(error: ObservatoryError | str) -> None:
+    ERR.print(f"observatory: {error}", style="bold" if ERR.is_terminal else None, markup=False)
 
 
 def show_json(value: Any) -> None:

@@ -108,6 +108,10 @@ def _budget(one: Budget) -> list[str]:
     ]
 
 
+def _calls(number: int) -> str:
+    return f"{number:,} call{'' if number == 1 else 's'}"
+
+
 def _dollars(amount: Any) -> str:
     return "–" if amount is None else f"{amount:,f}"
 
@@ -154,8 +158,8 @@ def what_if(
         show_json(found)
     else:
         OUT.print(f"{found.since:%Y-%m-%d %H:%M} to {found.until:%Y-%m-%d %H:%M} UTC", markup=False)
-        used = f"{found.calls:,} calls, {found.input_tokens:,} tokens in, {found.output_tokens:,} out"
-        priceless = f", {found.unpriced_calls:,} calls without a price" if found.unpriced_calls else ""
+        used = f"{_calls(found.calls)}, {found.input_tokens:,} tokens in, {found.output_tokens:,} out"
+        priceless = f", {_calls(found.unpriced_calls)} without a price" if found.unpriced_calls else ""
         OUT.print(f"{instead_of}: {used}: {_dollars(found.cost_usd)} USD{priceless}", markup=False)
         told = "no price is known" if found.what_if_usd is None else f"{_dollars(found.what_if_usd)} USD"
         OUT.print(f"{model}: {told}", markup=False)

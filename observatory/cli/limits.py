@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import documents
 from ..client import Observatory
 from ..errors import InvalidArgument
 from ..features.rate_limiter import Decision, Limit
@@ -56,7 +57,7 @@ def _said(one: Decision) -> str:
     if not one.limit or one.limit == "*":
         return "no limit applies"
     said = "allowed" if one.allowed else "refused"
-    wait = "" if one.allowed else "; never" if one.retry_after is None else f"; retry in {one.retry_after:.3f} s"
+    wait = "" if one.allowed else "; never" if one.retry_after is None else f"; retry in {documents.waiting(one.retry_after)}"
     watching = "; only watched, else refused" if one.shadow else ""
     left = f"{one.remaining} of {one.capacity} {one.unit} left"
     return f"{said}: {one.limit} {one.identity or '-'}: {left}{wait}{watching}"

@@ -52,8 +52,8 @@ def main(
 @app.command()
 def up(
     context: typer.Context,
-    host: str = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="of the first service; the others follow")] = 8484,
+    host: Annotated[str | None, typer.Option(help="default: serve.host")] = None,
+    port: Annotated[int | None, typer.Option(help="of the first service; the others follow; default: serve.port")] = None,
     services: Annotated[int, typer.Option(min=0)] = 1,
     workers: Annotated[int, typer.Option(min=0)] = 1,
     data_dir: Annotated[Path | None, typer.Option(help="where the embedded server keeps its state")] = None,

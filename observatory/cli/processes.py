@@ -115,9 +115,18 @@ async def running(
 
 
 async def up(
-    context: Context, *, services: int, workers: int, host: str, port: int, data_dir: Path | None, anonymous: bool
+    context: Context,
+    *,
+    services: int,
+    workers: int,
+    host: str | None,
+    port: int | None,
+    data_dir: Path | None,
+    anonymous: bool,
 ) -> None:
-    """Until Ctrl-C."""
+    """Until Ctrl-C. host, port: None: as the settings have them."""
+    listening = context.settings(serve_host=host, serve_port=port).serve
+    host, port = listening.host, listening.port
     _refuse_public(host, anonymous=anonymous)
     where = data_dir.absolute() if data_dir is not None else None  # noqa: ASYNC240 (no file is touched)
     with stop_signal() as stop:

@@ -75,9 +75,11 @@ class CostReport(msgspec.Struct, frozen=True):
 
     def _notes(self) -> Iterable[str]:
         if self.unpriced_calls:
-            yield f"{self.unpriced_calls:,} calls have no price and are not in it: observatory costs prices --missing"
+            said = "call has no price and is" if self.unpriced_calls == 1 else "calls have no price and are"
+            yield f"{self.unpriced_calls:,} {said} not in it: observatory costs prices --missing"
         if self.folded_calls:
-            yield f"{self.folded_calls:,} calls are of series that were too many (metrics.max_series): nobody knows whose"
+            said = "call is" if self.folded_calls == 1 else "calls are"
+            yield f"{self.folded_calls:,} {said} of series that were too many (metrics.max_series): nobody knows whose"
 
     def csv(self) -> str:
         """A line a row, with a head and without totals; money in dollars, all of its digits."""

@@ -12,9 +12,10 @@ What goes wrong in what is recorded is a line in the log.
 """
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from decimal import Decimal
+from typing import Protocol
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
@@ -29,6 +30,7 @@ from .call import Usage
 from .collecting import blocks
 from .content import Texts, asked
 from .desk import Desk, quietly
+from .facts import NOTHING, facts, spent_of
 from .gate import Asked, Passed, Spent, works
 from .outputs import LARGEST
 from .told import OUTRUN, Ended, Turn, tell
@@ -43,8 +45,16 @@ _UNSENT = frozenset(
 )
 """Errors of the transports before a provider has heard anything of a request."""
 _ONLY = Turn()
+_FAULT = re.compile(r"truncated|invalid_response|server|overload|internal|timeout|unavailable|^5\d\d$|^api_error$")
+"""Codes by which a stream that had begun well ends, that are the provider's fault."""
 _OURS = frozenset({"PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
 """And of these a provider has no part."""
+
+
+class Via(Protocol):
+    """A transport."""
+
+    closing: bool
 
 
 class Exchange:
@@ -76,6 +86,7 @@ class Exchange:
         "status",
         "tokenizer",
         "turn",
+        "via",
         "waited",
         "where",
     )
@@ -83,6 +94,8 @@ class Exchange:
     def __init__(self, desk: Desk, call: Recognised, extra: Dimensions, turn: Turn = _ONLY, *, ago: float = 0.0) -> None:
         self.desk = desk
         self.turn = turn
+        self.via: Via | None = None
+        """What it is sent by."""
         self.id: str | None = None
         """Of its event; None: whatever is given then."""
         self.provider, self.model, self.operation = call.provider, call.model, call.operation
@@ -143,7 +156,7 @@ class Exchange:
         """See Gate.enter; RetryBudgetExceeded. From here on its time runs."""
         gate = self.desk.gate
         known = dimensions.Known(self.known)
-        known.update(provider=self.provider, model=self.model, operation=self.operation, kind="llm")
+        known.update(facts(self))
         asked = Asked(self.where, self.model, self._key, known, {})
         if gate.limits:
             with quietly:  # what cannot be estimated is counted when it is known, and refused to nobody
@@ -156,10 +169,11 @@ class Exchange:
             self.waited, self.began = max(0.0, now - self.began), now
 
     def _cost_estimated(self) -> tuple[Mapping[Unit, Amount], bool]:
-        """By unit; and whether it has a price (Azure's is known with the answer): else it holds nothing of a budget."""
+        """By unit; and whether it has a price: else it holds nothing of a budget. Azure's: that of who answered last."""
         used = Used(Usage(self.estimate(), self._expected))
-        nano_usd = self._price(used, (self.model,), None)
-        return spent_of(used, nano_usd), nano_usd is not None or self.provider == _AZURE
+        name = self.desk.outputs.name(self.where, self.model) if self.provider == _AZURE else self.model
+        nano_usd = self._price(used, (name,), None)
+        return spent_of(used, nano_usd), nano_usd is not None or name is None
 
     def answering(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of the response is there."""
@@ -256,21 +270,27 @@ class Exchange:
 
     def _works(self, why: str | None, error: BaseException | None) -> bool | None:
         """What it says of the provider."""
+        if self.via is not None and self.via.closing:
+            return None  # whoever asked has hung up
         if self.status is None:
             if error is None or type(error).__name__ in _OURS:
                 return None
             return False if replies.from_network(error) else None
         if self.status >= 400:
             return works(self.status)
-        return None if why == _UNREAD else why is None or why == "cancelled"
+        if why is None or why == "cancelled":
+            return True
+        # In its middle: what was wrong with the question, or too much of it, is not the provider's failure.
+        return False if (error is not None and replies.from_network(error)) or _FAULT.search(why) else None
 
     def _spent(self, reading: Reading, nano_usd: int | None, error: BaseException | None) -> Spent:
         if reading.used is not None:
             if not reading.estimated:
                 self.desk.outputs.learn(self.provider, self.model, reading.used.usage.output_tokens)
+            self.desk.outputs.called(self.where, self.model, reading.response_model)
             return spent_of(reading.used, nano_usd)
         if self.status is not None and self.status >= 400:
-            return _NONE
+            return NOTHING
         return "nothing" if type(error).__name__ in _UNSENT else "estimate"
 
     def _why(self, reading: Reading, error: BaseException | None, *, cut: bool) -> str | None:
@@ -289,26 +309,11 @@ class Exchange:
     def _cost(self, reading: Reading) -> int | None:
         if reading.used is None:
             return None
-        return self._price(reading.used, (reading.response_model, self.model), reading.service_tier)
+        # The name of an Azure deployment is anybody's choice, also another model's name.
+        models = (reading.response_model, None if self.provider == _AZURE else self.model)
+        return self._price(reading.used, models, reading.service_tier)
 
     def _price(self, used: Used, models: tuple[str | None, ...], tier: str | None) -> int | None:
-        if self.provider == _AZURE:
-            # The name of a deployment is anybody's choice, also another model's name.
-            models = models[:-1]
         return self.desk.prices().cost(
             self.provider, models, used, at_us=self.started_us, tenant=self.known.get("tenant"), tier=tier
         )
-
-
-def spent_of(used: Used, nano_usd: int | None) -> dict[Unit, Amount]:
-    """By unit, as limits count."""
-    usage = used.usage
-    return {
-        "tokens": usage.total_tokens,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "usd": Decimal(nano_usd or 0).scaleb(-9),
-    }
-
-
-_NONE: Mapping[Unit, Amount] = spent_of(Used(Usage()), 0)

@@ -18,13 +18,14 @@ from typing import Any, Final, Literal, NamedTuple
 
 from .. import replies
 from ..clock import RoomClock, monotonic
-from ..errors import InvalidArgument, NotOpen, ObservatoryError, StoreError
+from ..errors import CoolingDown, InvalidArgument, NotOpen, ObservatoryError, RateLimitExceeded, StoreError
 from ..features.breaker import Breaker, Breakers
 from ..features.breaker.breaker import Let
 from ..features.rate_limiter import PendingReservation, RateLimiter, Reservation
 from ..logs import INTERNAL
 from ..settings import LlmSettings
 from ..types import Amount, Unit
+from .refused import CODE
 
 SETTLE_FOR: Final = 60.0
 """Seconds for which settling is tried."""
@@ -38,6 +39,7 @@ _LONGEST: Final = 128
 _MOST_NAMES: Final = 1000
 _MOST_UNPRICED: Final = 1000
 """Models that are spoken of."""
+_PAUSED: Final = CoolingDown.code
 _PAUSING: Final = frozenset({429, 503, 529})
 
 Spent = Mapping[Unit, Amount] | Literal["estimate", "nothing"]
@@ -108,7 +110,16 @@ class Gate:
         let = await breaker.begin() if breaker is not None and breaker.state != "closed" else None
         held: PendingReservation | None = None
         try:
-            held = await self._admitted(asked, until)
+            if breaker is not None and let is not None and let.token and wait > 0:
+                try:
+                    held = await self._admitted(asked, self._clock.monotonic())
+                except (RateLimitExceeded, CoolingDown):
+                    # Who stands in line tries nothing, and keeps nobody else from it.
+                    probe, let = let, None
+                    breaker.end(probe, None)
+                    held = await self._admitted(asked, until)
+            else:
+                held = await self._admitted(asked, until)
             if breaker is not None and let is None:
                 let = await breaker.begin()
         except BaseException:
@@ -118,7 +129,8 @@ class Gate:
                 self._later(self._settle(held, "nothing"))
             raise
         if let is not None and let.began:
-            let = let._replace(began=monotonic())  # a probe: what it stood in line for is not the provider's slowness
+            # A probe: what it stood in line for is not the provider's slowness.
+            let = let._replace(began=self._clock.monotonic())
         passed = Passed(self, asked, breaker, let, held)
         self._inside.add(passed)
         return passed
@@ -133,7 +145,14 @@ class Gate:
         pending = self._limiter().reserve(
             "*", asked.dimensions, asked.cost, timeout=max(until - self._clock.monotonic(), 0.0), lease=_LEASE
         )
-        held = await pending.__aenter__()
+        try:
+            held = await pending.__aenter__()
+        except NotOpen:
+            # Whom no limit meets, or only such as are open without the store, needs none.
+            met = self._limiter().match(asked.dimensions, ("requests", "slots", *asked.cost))
+            if any(limit.on_store_down != "open" for limit in met):
+                raise
+            return None
         if not held.wanted:
             pending.stop()
             return None
@@ -256,8 +275,11 @@ class Passed:
 
     def answered(self, status: int, headers: Mapping[str, str]) -> None:
         """The head is there: a pause that it asks for begins; a probe has found what it was sent for; slow is judged."""
-        if status in _PAUSING and (seconds := replies.wait({name.lower(): value for name, value in headers.items()})):
-            self._gate.pause(self._asked, seconds)
+        if status in _PAUSING:
+            said = {name.lower(): value for name, value in headers.items()}
+            # What another fleet's limits refuse to one of its callers is nobody else's pause.
+            if said.get(CODE, _PAUSED) == _PAUSED and (seconds := replies.wait(said)):
+                self._gate.pause(self._asked, seconds)
         self._headed = True
         breaker, let = self._breaker, self._let
         if breaker is not None and let is not None:

@@ -14,7 +14,8 @@ from ..features.breaker.breaker import verdict
 from ..types import Amount, Dimensions, Unit
 from .call import Usage, nano
 from .desk import Desk, quietly
-from .exchange import Exchange, spent_of
+from .exchange import Exchange
+from .facts import spent_of
 from .gate import Spent
 from .outputs import LARGEST
 from .wire import Reading, Recognised

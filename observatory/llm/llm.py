@@ -15,8 +15,9 @@ from .collecting import Call, collecting
 from .desk import Desk
 from .fallback import Fallback, checked
 from .guarded import Guard, local
+from .library import Library, library, library_of
 from .prices import Prices
-from .transport import Library, Way, body_of, library, library_of, transport_class
+from .transport import Way, body_of, transport_class
 from .tries import Tries
 from .wire import Recognised, Tokenizer, approximately, recognise
 

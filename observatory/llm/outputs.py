@@ -18,6 +18,7 @@ class Outputs:
     def __init__(self, first: Callable[[], int]) -> None:
         self._first = first
         self._means: dict[tuple[str, str], float] = {}
+        self._names: dict[tuple[str, str], str] = {}
 
     def expected(self, provider: str, model: str, most: int | None) -> int:
         """What to hold. most: what the request allows; that much may come, so it is held."""
@@ -25,6 +26,16 @@ class Outputs:
             return min(most, LARGEST)
         mean = self._means.get((provider, model))
         return self._first() if mean is None else int(mean * _ABOVE) + 1
+
+    def name(self, where: str, model: str) -> str | None:
+        """What the one that answers to a name calls itself; None: it has not answered here."""
+        return self._names.get((where, model))
+
+    def called(self, where: str, model: str, name: str | None) -> None:
+        if name is not None:
+            if len(self._names) >= _MOST:
+                self._names.clear()
+            self._names[where, model] = name
 
     def learn(self, provider: str, model: str, tokens: int) -> None:
         mean = self._means.get((provider, model))

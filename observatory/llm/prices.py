@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from .. import units
+from ..errors import InvalidArgument
 from ..settings import Price
 from ..settings.prices import AMOUNTS, priced
 from .catalogue import Catalogue
@@ -36,6 +37,11 @@ class Prices:
         """name: "PROVIDER/MODEL" or "PROVIDER/*". Beside those of the name that there are; one of the same tenant and moment
         takes its place. In this process; the settings' file is for all. InvalidArgument names what is wrong."""
         priced(name)
+        for price in prices:
+            if not isinstance(price, Price):
+                raise InvalidArgument(
+                    f"a price is a Price, got {units.shown(price, 60)}", remedy="Write Price(input=2, output=8)"
+                )
         for price in prices:
             key = price.tenant, name.lower()
             kept = {since: rates for since, rates in self._own.get(key, ()) if since != price.from_us}

@@ -35,11 +35,13 @@ class Refused(NamedTuple):
     body: bytes
 
 
-def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Refused:
-    """waited: who stands in line has stood there as long as he was to. Then, and where time alone does not help, an SDK should
-    not come again by itself."""
+def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool, call: str = "") -> Refused:
+    """call: the id of its event. waited: who stands in line has stood there as long as he was to. Then, and where time alone
+    does not help, an SDK should not come again by itself."""
     status = 429 if isinstance(error, CoolingDown) else error.status if 400 <= error.status <= 599 else 500
     headers = [("content-type", "application/json"), (CODE, error.code)]
+    if call:
+        headers += [(CALL, call), ("x-request-id", f"obs_{call}"), ("request-id", f"obs_{call}")]
     if "limit" in error.context:
         headers.append((LIMIT, error.context["limit"]))
     if error.retry_after is not None:
@@ -49,10 +51,12 @@ def refused(error: ObservatoryError, endpoint: Endpoint, *, waited: bool) -> Ref
         headers += [("retry-after", str(math.ceil(after))), ("retry-after-ms", str(math.ceil(after * 1000)))]
     if not _passes(error) or (waited and isinstance(error, RateLimitExceeded | CoolingDown)):
         headers.append(("x-should-retry", "false"))
-    said = f"Observatory: {error}"  # and not the provider, whose error it looks like
+    said = f"observatory: {error}"  # and not the provider, whose error it looks like
     body: dict[str, Any]
     if endpoint == "messages":
         body = {"type": "error", "error": {"type": _ANTHROPIC.get(status, "api_error"), "message": said}}
+        if call:
+            body["request_id"] = f"obs_{call}"
     else:
         kind = _OPENAI.get(status, "server_error")
         body = {"error": {"message": said, "type": kind, "param": None, "code": error.code}}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from .. import replies
-from ..clock import monotonic
+from ..clock import RoomClock, monotonic
 from ..features.retry import RetryBudget
 from ..features.retry.budget import WINDOW
 from ..names import Metric
@@ -54,6 +54,8 @@ class Habits:
 
 
 class _Promise(NamedTuple):
+    """at: of the clock that the budget goes by. until: of real time, in which SDKs wait whatever clock that is."""
+
     at: float
     until: float
     habits: Habits
@@ -68,7 +70,8 @@ class Recording(Protocol):
 class Retries:
     """Of one process."""
 
-    def __init__(self, budget: Callable[[], RetryBudget], metrics: Callable[[], Recording]) -> None:
+    def __init__(self, budget: Callable[[], RetryBudget], metrics: Callable[[], Recording], clock: RoomClock) -> None:
+        self.clock = clock
         self._budget = budget
         self._metrics = metrics
         self._promised: dict[str, list[_Promise]] = {}
@@ -76,7 +79,6 @@ class Retries:
     async def begin(self, where: str, attempt: int, habits: Habits) -> bool:
         """A call arrives. False: it is a retry that nobody has promised, and one too many."""
         if not attempt:
-            self._budget().account(f"llm:{where}").calls += 1
             return True
         habits.came(attempt)
         promised = self._promised.get(where, [])
@@ -90,6 +92,10 @@ class Retries:
         self._count(where, "retried")
         return True
 
+    def sent(self, where: str) -> None:
+        """A first attempt is let in: of what is refused here, no retry can come."""
+        self._budget().account(f"llm:{where}").calls += 1
+
     async def hedge(self, where: str) -> bool:
         """Whether a call may be sent once more while it is under way. It is spent then."""
         return await self._budget().take(self._budget().account(f"llm:{where}"))
@@ -101,7 +107,7 @@ class Retries:
         if attempt >= habits.last or habits.lapsed >= _LAPSED:
             return True
         promised = self._promised.get(where, [])
-        lapsed = _lapsed(promised)
+        lapsed = self._lapsed(promised)
         if not promised:
             self._promised.pop(where, None)
         if not lapsed:
@@ -110,8 +116,7 @@ class Retries:
                 return False
         asked = replies.wait(said) or 0.0
         wait = max(asked if asked <= _LONGEST else 0.0, min(_FIRST * 2**attempt, _BACKOFF))
-        now = monotonic()
-        self._promise(where, _Promise(now, now + wait + _LATE, habits))
+        self._promise(where, _Promise(self.clock.monotonic(), monotonic() + wait + _LATE, habits))
         return True
 
     def _promise(self, where: str, one: _Promise) -> None:
@@ -128,20 +133,19 @@ class Retries:
         self._count(where, "over_budget")
         return False
 
+    def _lapsed(self, promised: list[_Promise]) -> bool:
+        """Whether there was one that nobody redeemed in time, and that the budget still counts."""
+        late = monotonic()
+        for one in [one for one in promised if one.until < late]:
+            one.habits.lapsed += 1
+            promised.remove(one)
+            if self.clock.monotonic() - one.at < WINDOW:
+                return True
+        return False
+
     def _count(self, where: str, outcome: str) -> None:
         self._metrics().increment_counter(Metric.RETRY_ATTEMPTS, 1, {"name": f"llm:{where}"[:200], "outcome": outcome})
 
     def forget(self) -> None:
         """A forked child has promised nothing."""
         self._promised.clear()
-
-
-def _lapsed(promised: list[_Promise]) -> bool:
-    """Whether there was one that nobody redeemed in time, and that the budget still counts."""
-    now = monotonic()
-    for one in [one for one in promised if one.until < now]:
-        one.habits.lapsed += 1
-        promised.remove(one)
-        if now - one.at < WINDOW:
-            return True
-    return False

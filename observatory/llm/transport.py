@@ -5,7 +5,6 @@ they are asked for.
 """
 
 import asyncio
-import importlib
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -13,48 +12,27 @@ from contextvars import ContextVar
 from functools import cache
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
-from .. import dimensions
 from ..clock import monotonic
-from ..errors import ConfigurationError, InvalidArgument, ObservatoryError, RetryBudgetExceeded
+from ..envelope import new_id
+from ..errors import ObservatoryError, RetryBudgetExceeded
 from ..names import HTTP_SECONDS
 from ..types import Dimensions
 from .answers import Answers, Reply, Request, Upstream
 from .answers.answer import Headers
 from .desk import Desk, quietly
 from .exchange import Exchange
+from .facts import known_of
+from .library import Library, library
 from .refused import Refused, refused
 from .retries import ADVICE, COUNT, Habits
 from .told import Turn
 from .tries import Made, NotMade, Ready, Tries, Try
 from .wire import Recognised
 
-Library = Literal["httpx2", "httpx"]
-_EXTRA: Final = {"httpx2": "llm", "httpx": "llm-httpx"}
 Recognise = Callable[[Any, Any], Recognised | None]
 """Of a library and a request of it: the LLM call that it is."""
-
-
-def library(name: object) -> Any:
-    """The module. ConfigurationError says what to install."""
-    if name not in _EXTRA:
-        raise InvalidArgument(f'library must be "httpx2" or "httpx", got {name!r:.40}')
-    try:
-        return importlib.import_module(str(name))
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{name} is not installed", remedy=f"pip install observatory-fleet[{_EXTRA[str(name)]}]"
-        ) from error
-
-
-def library_of(transport: object) -> Any:
-    """The one whose asynchronous transport it is."""
-    for kind in type(transport).__mro__:
-        name = kind.__module__.partition(".")[0]
-        if name in _EXTRA and kind.__name__ == "AsyncBaseTransport":
-            return library(name)
-    raise InvalidArgument(f"an asynchronous transport of httpx2 or httpx is needed, got a {type(transport).__name__}")
 
 
 def body_of(lib: Any, request: Any) -> bytes | None:
@@ -68,6 +46,8 @@ _spared: ContextVar[bool] = ContextVar("observatory_spared", default=False)
 nothing yet: that is no retry as the fleet's budget counts them."""
 
 
+_MOVED: Final = "observatory_moved"
+"""The extension of a request that was sent elsewhere: it is the same attempt there."""
 _NEARLY: Final = 0.1
 """Seconds: who has been refused so shortly before his time was over has stood in line for all of it."""
 
@@ -149,6 +129,8 @@ class GuardedTransport:
         self._desk = desk
         self._way = way
         self.route: Callable[[Any], GuardedTransport] | None = None
+        self.closing = False
+        """Its client has ended: what breaks now, the client has broken."""
         self._habits = Habits()
 
     async def handle_async_request(self, request: Any) -> Any:
@@ -162,7 +144,7 @@ class GuardedTransport:
         answers = self._way.answers
         try:
             # Who would not be let in gets nothing out of the cache either.
-            if answers is None or self._desk.gate.missing({**dimensions.current(), **self._way.dimensions}) is not None:
+            if answers is None or self._desk.gate.missing(known_of(call, self._way.dimensions)) is not None:
                 return (await self._made(call, request, spared)).response
             return await self._kept(call, request, answers(), spared)
         except NotMade as instead:
@@ -207,7 +189,7 @@ class GuardedTransport:
         """The response that is handed on. NotMade: the call was not let in. spared: it comes again since it was not before."""
         way, first = self._way, Try(call, request, Turn(spared=spared))
         wait = self._desk.gate.wait if way.wait is None else way.wait
-        if way.tries is None:
+        if way.tries is None or call.unread is not None:
             made = Made(await self._once(first, wait), 0)
         else:
             made = await way.tries.made(self._lib, first, wait, self._once)
@@ -223,23 +205,27 @@ class GuardedTransport:
             try:
                 # What an SDK tries again is a first attempt for whoever it was not sent to before.
                 attempt = 0 if turn.fallback else exchange.attempt
-                counted = not (turn.hedged or turn.spared)
+                counted = not (turn.hedged or turn.spared or _MOVED in request.extensions)
                 if counted and not await desk.retries.begin(exchange.where, attempt, self._habits):
                     raise RetryBudgetExceeded(context={"provider": exchange.provider})
                 await exchange.enter(wait)
             except ObservatoryError as error:
-                said = refused(error, call.endpoint, waited=0 < wait <= exchange.waited + _NEARLY)
+                exchange.id = new_id()
+                said = refused(error, call.endpoint, waited=0 < wait <= exchange.waited + _NEARLY, call=exchange.id)
                 exchange.refused(error, said.status)
                 raise NotMade(self._response(said), error) from error
             if ready is not None:
                 await ready()
-            via = self.route(request.url) if turn.fallback and self.route is not None else self
+            if counted and not attempt:
+                desk.retries.sent(exchange.where)
+            via = exchange.via = self.route(request.url) if turn.fallback and self.route is not None else self
             response = await via.send(request)
             if turn.fallback:
                 await self._foreign(response)
         status = response.status_code
         if 300 <= status < 400:
             exchange.moved(status)
+            request.extensions[_MOVED] = True
             return response
         exchange.answering(status, response.headers)
         passing = self.passing(response.stream, exchange)
@@ -289,6 +275,7 @@ class GuardedTransport:
         return response
 
     async def __aenter__(self) -> Self:
+        self.closing = False
         await self.inner.__aenter__()
         return self
 
@@ -298,9 +285,11 @@ class GuardedTransport:
         error: BaseException | None = None,
         trace: TracebackType | None = None,
     ) -> None:
+        self.closing = True
         await self.inner.__aexit__(kind, error, trace)
 
     async def aclose(self) -> None:
+        self.closing = True
         await self.inner.aclose()
 
 

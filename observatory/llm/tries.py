@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from .. import replies
-from ..clock import monotonic
 from ..errors import CircuitOpen, ObservatoryError, RateLimitExceeded, RetryBudgetExceeded, StoreError
 from ..logs import INTERNAL
 from .fallback import WHEN, Fallback
@@ -91,7 +90,8 @@ class _Course:
         self._lib = lib
         self._first = first
         self._once = once
-        self._until = monotonic() + wait
+        self._clock = tries.retries.clock
+        self._until = self._clock.monotonic() + wait
         self._rest = tries.serving(first.call)
         self._hedges = tries.hedge_after is not None
         self._kept: Made | None = None
@@ -155,7 +155,7 @@ class _Course:
         return made
 
     async def _sent(self, one: Try, ready: Ready) -> Made:
-        return Made(await self._once(one, max(self._until - monotonic(), 0.0), ready), one.turn.fallback)
+        return Made(await self._once(one, max(self._until - self._clock.monotonic(), 0.0), ready), one.turn.fallback)
 
     async def _drop(self) -> None:
         """Somebody else is let in: what failed is not needed any more."""

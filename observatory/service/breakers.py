@@ -12,11 +12,11 @@ from .table import Answer, Endpoint, State
 
 
 class ForceBody(msgspec.Struct, forbid_unknown_fields=True):
-    """closed, open, or auto: let go. reason: kept with it, and told to whoever is refused."""
+    """closed, open, or auto: let go, which needs no reason. reason: kept with it, and told to whoever is refused."""
 
     name: str
     state: Literal["closed", "open", "auto"]
-    reason: str
+    reason: str | None = None
 
 
 async def list_breakers(state: State, request: Request) -> Answer:

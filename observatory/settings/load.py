@@ -4,18 +4,18 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
 
-from .. import names, units
+from .. import names
 from ..errors import ConfigurationError, InvalidArgument
-from ..redaction import compiled
-from .named import BreakerSettings, LimitSettings
+from .named import BreakerSettings, LimitSettings, spoken
 from .prices import prices
-from .table import SECTIONS, TABLE, Everything, bounds, value_of
-from .webhooks import webhooks
+from .table import SECTIONS, TABLE, Everything, value_of
+from .values import parse
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -30,12 +30,31 @@ class Settings(Everything, frozen=True):
         file: given, else $OBSERVATORY_CONFIG, else ./observatory.toml when it exists. values: by key with `_` for `.`
         (redis_url=…); None means not given. Raises ConfigurationError.
         """
+        return cls._loaded(file, environ, values)
+
+    @classmethod
+    def examine(
+        cls, file: str | None = None, *, environ: Mapping[str, str] | None = None, **values: Any
+    ) -> tuple["Settings", tuple[ConfigurationError, ...]]:
+        """As `load`, with the mistakes of every table and setting in place of the first, and the settings without them.
+        ConfigurationError: the file cannot be read."""
+        faults: list[ConfigurationError] = []
+        return cls._loaded(file, environ, values, faults), tuple(faults)
+
+    @classmethod
+    def _loaded(
+        cls,
+        file: str | None,
+        environ: Mapping[str, str] | None,
+        values: Mapping[str, Any],
+        faults: list[ConfigurationError] | None = None,
+    ) -> "Settings":
         environ = os.environ if environ is None else environ
         path: str | None = (
             file or environ.get("OBSERVATORY_CONFIG") or ("observatory.toml" if Path("observatory.toml").is_file() else None)
         )
         document, layer = ({}, "") if path is None else (_read(path), Path(path).name)
-        return cls._layered(document, layer, environ, values)
+        return cls._layered(document, layer, environ, values, faults)
 
     @classmethod
     def of(cls, document: Mapping[str, Any], **values: Any) -> "Settings":
@@ -43,25 +62,40 @@ class Settings(Everything, frozen=True):
         return cls._layered(dict(document), "settings", {}, values)
 
     @staticmethod
-    def _layered(document: dict[str, Any], layer: str, environ: Mapping[str, str], values: Mapping[str, Any]) -> "Settings":
+    def _layered(
+        document: dict[str, Any],
+        layer: str,
+        environ: Mapping[str, str],
+        values: Mapping[str, Any],
+        faults: list[ConfigurationError] | None = None,
+    ) -> "Settings":
+        """faults: where mistakes are put, instead of being raised."""
         found: dict[str, Any] = {}
         sources: dict[str, str] = {}
-        limits = _tables(document.pop("limits", {}), layer, "limits", LimitSettings, names.limit_name)
-        breakers = _tables(document.pop("breakers", {}), layer, "breakers", BreakerSettings, names.breaker_name)
-        priced = prices(document.pop("prices", {}), layer)
-        for key, value in _flat(document, layer):
-            found[key], sources[key] = _parse(key, value, layer), layer
+        named = {
+            "limits": _tables(document.pop("limits", {}), layer, "limits", LimitSettings, names.limit_name, faults),
+            "breakers": _tables(document.pop("breakers", {}), layer, "breakers", BreakerSettings, names.breaker_name, faults),
+            "prices": {},
+        }
+        with _caught(faults):
+            named["prices"] = prices(document.pop("prices", {}), layer)
+        for key, value in _flat(document, layer, faults):
+            with _caught(faults):
+                found[key], sources[key] = parse(key, value, layer), layer
         warnings: list[str] = []
         for key, name, value in _environment(environ, warnings):
-            found[key], sources[key] = _parse(key, value, name), "environment"
+            with _caught(faults):
+                told = value if name in _ENVIRONMENT or not name.endswith("_FILE") else _secret(name, value)
+                found[key], sources[key] = parse(key, told, name), "environment"
         for name, value in values.items():
             if value is None:
                 continue
-            if name not in _ARGUMENTS:
-                raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
-            key = _ARGUMENTS[name]
-            found[key], sources[key] = _parse(key, value, f"argument {name}"), "arguments"
-        return _build(found, limits=limits, breakers=breakers, prices=priced, sources=sources, warnings=tuple(warnings))
+            with _caught(faults):
+                if name not in _ARGUMENTS:
+                    raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
+                key = _ARGUMENTS[name]
+                found[key], sources[key] = parse(key, value, f"argument {name}"), "arguments"
+        return _build(found, **named, layer=layer, sources=sources, warnings=tuple(warnings))
 
     def replace(self, **values: Any) -> "Settings":
         """The same settings with some values changed, named as in `load`."""
@@ -69,12 +103,13 @@ class Settings(Everything, frozen=True):
         for name, value in values.items():
             if name not in _ARGUMENTS:
                 raise ConfigurationError(f"argument {name}: no such setting{_nearest(name, _ARGUMENTS)}")
-            found[_ARGUMENTS[name]] = _parse(_ARGUMENTS[name], value, f"argument {name}")
+            found[_ARGUMENTS[name]] = parse(_ARGUMENTS[name], value, f"argument {name}")
         return _build(
             found,
             limits=self.limits,
             breakers=self.breakers,
             prices=self.prices,
+            layer=self.layer,
             sources=self.sources,
             warnings=self.warnings,
         )
@@ -93,6 +128,17 @@ _OTHERS = {"OBSERVATORY_CONFIG"}
 _URLS = {"OBSERVATORY_REDIS_URL", "OBSERVATORY_CACHE_REDIS_URL"}
 
 
+@contextmanager
+def _caught(faults: list[ConfigurationError] | None) -> Iterator[None]:
+    """Of several mistakes each is put down, where somebody wants them all; else the first is raised."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if faults is None:
+            raise
+        faults.append(error)
+
+
 def _nearest(word: str, known: Mapping[str, Any] | set[str], quote: str = '"') -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f", did you mean {quote}{close[0]}{quote}?" if close else ""
@@ -107,49 +153,64 @@ def _read(path: str) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: not TOML ({error})") from error
 
 
-def _flat(document: Mapping[str, Any], layer: str) -> Iterator[tuple[str, Any]]:
+def _flat(document: Mapping[str, Any], layer: str, faults: list[ConfigurationError] | None) -> Iterator[tuple[str, Any]]:
     for name, value in document.items():
-        if name in SECTIONS:
-            if not isinstance(value, dict):
-                raise ConfigurationError(f"{layer}: {name}: must be a table, got {value!r:.60}")
+        if name in TABLE:
+            yield name, value
+        elif name in SECTIONS and isinstance(value, dict):
             for inner, inner_value in value.items():
                 key = f"{name}.{inner}"
-                if key not in TABLE:
+                if key in TABLE:
+                    yield key, inner_value
+                else:
                     known = {other.split(".", 1)[1] for other in TABLE if other.startswith(f"{name}.")}
-                    raise ConfigurationError(f"{layer}: {key}: unknown key{_nearest(inner, known)}")
-                yield key, inner_value
-        elif name in TABLE:
-            yield name, value
+                    with _caught(faults):
+                        raise ConfigurationError(f"{layer}: {key}: unknown key{_nearest(inner, known)}")
         else:
-            raise ConfigurationError(
-                f"{layer}: {name}: unknown key{_nearest(name, {*TABLE, *SECTIONS, 'limits', 'breakers', 'prices'})}"
-            )
+            known = {*TABLE, *SECTIONS, *_TABLES}
+            wrong = f"must be a table, got {value!r:.60}" if name in SECTIONS else f"unknown key{_nearest(name, known)}"
+            with _caught(faults):
+                raise ConfigurationError(f"{layer}: {name}: {wrong}")
 
 
-def _tables(tables: Any, layer: str, section: str, kind: type[T], name_of: Callable[[object], str]) -> dict[str, T]:
+def _tables(
+    tables: Any,
+    layer: str,
+    section: str,
+    kind: type[T],
+    name_of: Callable[[object], str],
+    faults: list[ConfigurationError] | None,
+) -> dict[str, T]:
     """What a file says by name: limits, breakers."""
-    if not isinstance(tables, dict):
-        raise ConfigurationError(f"{layer}: {section}: must be a table of tables")
     found: dict[str, T] = {}
-    fields = set(kind.__struct_fields__)
-    for name, table in tables.items():
-        try:
-            name_of(name)
-        except InvalidArgument as error:
-            raise ConfigurationError(f"{layer}: {section}: {error.message}") from error
-        if not isinstance(table, dict):
-            raise ConfigurationError(f"{layer}: {section}.{name}: must be a table, got {table!r:.60}")
-        for field in table:
-            if field not in fields:
-                raise ConfigurationError(f"{layer}: {section}.{name}.{field}: unknown key{_nearest(field, fields)}")
-        try:
-            found[name] = msgspec.convert(table, kind)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(f"{layer}: {section}.{name}: {error}") from error
+    with _caught(faults):
+        if not isinstance(tables, dict):
+            raise ConfigurationError(f"{layer}: {section}: must be a table of tables")
+        for name, table in tables.items():
+            with _caught(faults):
+                found[name] = _table(table, layer, section, kind, name, name_of)
     return found
 
 
+def _table(table: Any, layer: str, section: str, kind: type[T], name: str, name_of: Callable[[object], str]) -> T:
+    try:
+        name_of(name)
+    except InvalidArgument as error:
+        raise ConfigurationError(f"{layer}: {section}: {error.message}") from error
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{layer}: {section}.{name}: must be a table, got {table!r:.60}")
+    fields = set(kind.__struct_fields__)
+    for field in table:
+        if field not in fields:
+            raise ConfigurationError(f"{layer}: {section}.{name}.{field}: unknown key{_nearest(field, fields)}")
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(spoken(f"{layer}: {section}.{name}", error)) from error
+
+
 def _environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Key, variable, and what it says; of a secret's file its path."""
     for name, key in _STANDARD.items():
         ours = name != "OTEL_TRACES_SAMPLER_ARG" or environ.get("OTEL_TRACES_SAMPLER", "") in _BY_RATIO
         if environ.get(name) and ours:
@@ -169,7 +230,7 @@ def _environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[tu
         if name in _ENVIRONMENT:
             yield _ENVIRONMENT[name], name, value
         elif secret in _ENVIRONMENT and TABLE[_ENVIRONMENT[secret]][0].kind == "secret":
-            yield _ENVIRONMENT[secret], name, _secret(name, value)
+            yield _ENVIRONMENT[secret], name, value
         else:
             warnings.append(f"{name}: no such setting{_nearest(name, _ENVIRONMENT, '')}")
 
@@ -183,68 +244,6 @@ def _secret(name: str, path: str) -> str:
         raise ConfigurationError(
             f"{name}: {path}: is not text in UTF-8", remedy="Write the secret itself into the file, as text"
         ) from None
-
-
-def _parse(key: str, value: Any, layer: str) -> Any:
-    row, _ = TABLE[key]
-    where = layer if layer.startswith(("argument ", "OBSERVATORY_", "OTEL_")) else f"{layer}: {key}"
-    shown = "…" if row.kind in ("secret", "url", "webhooks") else units.shown(value, 60)
-    if row.kind == "webhooks":
-        return webhooks(value, where)
-    found = _read_value(key, value, f"{where}={shown}")
-    if key == "log.redact_patterns":
-        compiled(found)
-    if (row.least is not None and found < row.least) or (row.most is not None and found > row.most):
-        raise ConfigurationError(
-            f"{where}={shown}: must be {bounds(row)}", remedy=f"Leave it out for the default, {value_of(Everything(), key)}"
-        )
-    return found
-
-
-def _read_value(key: str, value: Any, said: str) -> Any:
-    row, hint = TABLE[key]
-    try:
-        match row.kind:
-            case "seconds":
-                return units.seconds(value if not isinstance(value, str) or value[-1:].isalpha() else float(value))
-            case "bytes":
-                return units.size(int(value) if isinstance(value, str) and value.isdigit() else value)
-            case "count":
-                number = int(value) if isinstance(value, str) else value
-                if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                    raise ValueError
-                return number
-            case "fraction":
-                return _fraction(value)
-            case "names" | "words":
-                listed = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(value)
-                return tuple(names.label_name(word) if row.kind == "names" else str(word) for word in listed if word)
-            case "choice":
-                return msgspec.convert(value, hint)
-            case _:
-                if not isinstance(value, str):
-                    raise TypeError
-                return names.namespace(value) if key == "namespace" else value
-    except (ValueError, TypeError, OverflowError, msgspec.ValidationError):
-        wanted = {
-            "seconds": 'not a duration; write seconds or "500ms"',
-            "bytes": 'not a size; write bytes or "64MiB"',
-            "count": "not a whole number >= 0",
-            "fraction": "not a number >= 0",
-            "names": "not a list of names",
-            "words": "not a list of words",
-            "choice": f"not one of {', '.join(map(str, get_args(hint)))}",
-        }.get(row.kind, f"must match {names._NAMESPACE.pattern}" if key == "namespace" else "not a text")  # noqa: SLF001
-        raise ConfigurationError(f"{said}: {wanted}") from None
-
-
-def _fraction(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    number = float(value)
-    if not 0 <= number < float("inf"):
-        raise ValueError
-    return number
 
 
 def _build(found: Mapping[str, Any], **rest: Any) -> Settings:

@@ -1,5 +1,6 @@
 """What a file says by name: limits, breakers."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,8 @@ class LimitSettings(msgspec.Struct, frozen=True):
     leases: bool | str | None = None
     fair_by: str | None = None
     weights: Mapping[str, int] | None = None
-    overrides: Mapping[str, Mapping[str, Any]] | None = None
-    alert_at: tuple[float, ...] | None = None
+    overrides: Mapping[str, Any] | None = None
+    alert_at: tuple[float, ...] | float | None = None
     timezone: str | None = None
 
 
@@ -42,3 +43,26 @@ class BreakerSettings(msgspec.Struct, frozen=True):
     """Until a probe is let through; and for so long nobody else probes."""
     slow_after: int | float | str | None = None
     """A call that takes longer has failed; None: however long it takes."""
+
+
+_EXPECTED = re.compile(r"Expected `([^`]*)`, got `([^`]*)`(?: - at `\$\.?([^`]*)`)?")
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "array": "a list",
+    "object": "a table",
+    "bool": "true or false",
+    "null": "nothing",
+}
+
+
+def spoken(where: str, error: msgspec.ValidationError) -> str:
+    """What a table has wrong, in the words of who wrote it. where: the table."""
+    found = _EXPECTED.fullmatch(str(error))
+    if found is None:
+        return f"{where}: {error}"
+    wanted = [kind for kind in found[1].split(" | ") if kind != "null" and not (kind == "int" and "float" in found[1])]
+    field = (found[3] or "").replace("[...]", ".*")
+    said = " or ".join(_KINDS.get(kind, kind) for kind in wanted)
+    return f"{where}{'.' if field else ''}{field}: must be {said}, got {_KINDS.get(found[2], found[2])}"

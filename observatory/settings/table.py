@@ -93,9 +93,9 @@ class LlmSettings(Section, frozen=True):
         Literal["off", "on"],
         Row("choice", "prompts and answers on spans, redacted; also OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"),
     ] = "off"
-    breaker: Annotated[
-        Literal["on", "off"], Row("choice", "a breaker for each provider and address, opened by its failures")
-    ] = "on"
+    breaker: Annotated[Literal["on", "off"], Row("choice", "a breaker for each provider and model, opened by its failures")] = (
+        "on"
+    )
 
 
 class MetricsSettings(Section, frozen=True):
@@ -243,6 +243,8 @@ class Everything(Discreet, frozen=True):
     """By PROVIDER/MODEL: those that go before the catalogue's."""
     sources: Mapping[str, str] = {}
     """Which layer each setting that is not a default came from."""
+    layer: str = ""
+    """Where what is said by name was read: the file's name; empty where nothing is."""
     warnings: tuple[str, ...] = ()
     """What looked like a mistake in the environment; logged once when opening."""
 

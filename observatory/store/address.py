@@ -66,13 +66,32 @@ def home(setting: str | None) -> Path:
     return Path(setting).expanduser().absolute() if setting else Path(platformdirs.user_data_dir("observatory", False))
 
 
+_SETTING = "redis.url"
+
+
 def address(
-    url: str | None, *, password: str | None = None, environment: str, home: Path, environ: Mapping[str, str] = os.environ
+    url: str | None,
+    *,
+    password: str | None = None,
+    environment: str,
+    home: Path,
+    environ: Mapping[str, str] = os.environ,
+    setting: str = _SETTING,
 ) -> Address:
     """The address of a URL. None: the embedded server where that is harmless, else ConfigurationError with the remedy.
 
     An embedded server is private to its machine: where an orchestrator runs replicas, each would have limits of its own.
+    setting: which one the URL is of, for who has it wrong.
     """
+    try:
+        return _address(url, password, environment, home, environ)
+    except ConfigurationError as error:
+        if setting == _SETTING or not error.message.startswith(_SETTING):
+            raise
+        raise ConfigurationError(setting + error.message.removeprefix(_SETTING), remedy=error.remedy) from None
+
+
+def _address(url: str | None, password: str | None, environment: str, home: Path, environ: Mapping[str, str]) -> Address:
     if url is None:
         _may_be_embedded(environment, environ)
         url = "embedded://"

@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import itertools
 import math
+import threading
 import time
 from asyncio import Future
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ from .errors import TimeStandsStill
 
 T = TypeVar("T")
 
+_FEW = 64
 _LOOK_EVERY = 0.02
 """Seconds of real time between two looks of those who have to look in any case."""
 
@@ -23,15 +25,18 @@ _LOOK_EVERY = 0.02
 class _Due:
     """Something that happens at a moment of the clock."""
 
-    __slots__ = ("_fn", "_loop", "cancelled")
+    __slots__ = ("_dropped", "_fn", "_loop", "cancelled")
 
-    def __init__(self, fn: Callable[[], object]) -> None:
+    def __init__(self, fn: Callable[[], object], dropped: Callable[[], None]) -> None:
         self._fn = fn
         self._loop = asyncio.get_running_loop()
+        self._dropped = dropped
         self.cancelled = False
 
     def cancel(self) -> None:
-        self.cancelled = True
+        if not self.cancelled:
+            self.cancelled = True
+            self._dropped()
 
     def happen(self) -> None:
         # Its loop may have ended, or be another thread's.
@@ -57,9 +62,14 @@ class FrozenClock:
         self._stuck_after = stuck_after
         self._due: list[tuple[float, int, _Due]] = []
         self._number = itertools.count()
+        self._dropped = 0
+        """Timers that were cancelled since the others were last put together; some of them were not in line any more."""
+        self._turn = threading.RLock()
         self._moved_at = time.monotonic()
         self.listeners: list[Callable[[float], object]] = []
         """Told how far, before anybody wakes; sandboxes'."""
+        self.complaints: list[Callable[[TimeStandsStill], object]] = []
+        """Told of every call that has waited in vain, since whoever made it may catch it; sandboxes'."""
 
     def advance(self, seconds: float) -> None:
         """In one step; what is due by then wakes, at the new time. InvalidArgument: time goes forward only."""
@@ -69,9 +79,12 @@ class FrozenClock:
         self._moved_at = time.monotonic()
         for told in self.listeners:
             told(seconds)
-        now = self.time()
-        while self._due and self._due[0][0] <= now:
-            heapq.heappop(self._due)[2].happen()
+        now, reached = self.time(), []
+        with self._turn:
+            while self._due and self._due[0][0] <= now:
+                reached.append(heapq.heappop(self._due)[2])
+        for due in reached:
+            due.happen()
 
     # the clock
     def now_us(self) -> int:
@@ -88,12 +101,23 @@ class FrozenClock:
 
     # what the rooms of an Observatory use beside
     def call_at(self, when: float, fn: Callable[[], object]) -> _Due:
-        due = _Due(fn)
-        if when <= self.time():
+        due = _Due(fn, self._drop)
+        with self._turn:
+            waits = when > self.time()
+            if waits:
+                heapq.heappush(self._due, (when, next(self._number), due))
+        if not waits:
             due.happen()
-        else:
-            heapq.heappush(self._due, (when, next(self._number), due))
         return due
+
+    def _drop(self) -> None:
+        """Who succeeds cancels a timer far ahead: of such ones no more are kept than of others, and a few."""
+        with self._turn:
+            self._dropped += 1
+            if self._dropped > max(len(self._due) // 2, _FEW):
+                self._due = [one for one in self._due if not one[2].cancelled]
+                heapq.heapify(self._due)
+                self._dropped = 0
 
     pause = sleep
 
@@ -124,7 +148,10 @@ class FrozenClock:
         while not future.done():
             still = max(began, self._moved_at) + self._stuck_after - time.monotonic()
             if still <= 0:
-                raise self._stuck(left())
+                error = self._stuck(left())
+                for told in self.complaints:
+                    told(error)
+                raise error
             await asyncio.wait({future}, timeout=still)
         return future.result()
 

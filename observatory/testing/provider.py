@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgument
-from ..llm.transport import library
+from ..llm.library import library
 from .errors import UnexpectedCall
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..errors import InvalidArgument
-from ..llm.transport import library
+from ..llm.library import library
 from . import anthropic, openai
 from .errors import UnexpectedCall
 from .provider import AFTER, Provider

@@ -1,7 +1,6 @@
 """`sandbox`: an application's own Observatory, opened on the machine's embedded server, in a namespace that ends with it."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -12,7 +11,6 @@ from ..client import Observatory
 from ..errors import InvalidArgument
 from ..llm import Call
 from ..llm.collecting import Block
-from ..logs import INTERNAL
 from ..logs.pen import Pen
 from ..names import Metric
 from ..settings import Settings
@@ -21,7 +19,8 @@ from ..store.bare import bare
 from . import machine
 from .between import Between
 from .clock import FrozenClock, Impatient
-from .errors import LeakedKeys
+from .errors import LeakedKeys, SandboxError
+from .hearing import LEVEL, Hears
 from .machine import MACHINE
 from .provider import Provided, Providers
 
@@ -50,6 +49,7 @@ class Sandbox:
         self._provided = provided
         self._between = between
         self._replicas: list[Observatory] = []
+        self._failures: list[SandboxError] = []
 
     @property
     def calls(self) -> list[Call]:
@@ -144,8 +144,9 @@ async def sandbox(
                 stack.push_async_callback(_through, obs.aclose)
                 stack.push_async_callback(between.up)
                 yield box
-        if provided.unexpected:
-            raise provided.unexpected[0]
+        failures = [*provided.unexpected, *box._failures]  # noqa: SLF001
+        if failures:
+            raise failures[0]  # also where somebody has caught it, or an SDK has made another error of it
     finally:
         _in_use.discard(obs)
 
@@ -219,29 +220,18 @@ def _advancing(box: Sandbox, socket: Path) -> Callable[[], None]:
         for one in (box.obs, *box._replicas):  # noqa: SLF001
             one.caches.drop()
 
+    complain = box._failures.append  # noqa: SLF001
     clock.listeners.append(older)
-    return lambda: clock.listeners.remove(older)
+    clock.complaints.append(complain)
 
+    def over() -> None:
+        clock.listeners.remove(older)
+        clock.complaints.remove(complain)
 
-class _Hears(logging.Handler):
-    """Our own lines. While it is there nobody else needs to show them."""
-
-    def __init__(self, pen: Pen, box: Sandbox) -> None:
-        super().__init__(pen.level)
-        self._pen = pen
-        self._box = box
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._box.logs.append(dict(self._pen.says(record)))
+    return over
 
 
 def _heard_by(pen: Pen, box: Sandbox) -> Callable[[], None]:
-    handler, level = _Hears(pen, box), INTERNAL.level
-    INTERNAL.addHandler(handler)
-    INTERNAL.setLevel(pen.level)
-
-    def over() -> None:
-        INTERNAL.removeHandler(handler)
-        INTERNAL.setLevel(level)
-
-    return over
+    hearer = Hears(pen, lambda: (box.obs, *box._replicas), box.logs.append)  # noqa: SLF001
+    LEVEL.begin(hearer)
+    return lambda: LEVEL.end(hearer)

@@ -48,10 +48,29 @@ async def test_command_line(server: Server, namespace: str, obs: Observatory) ->
         ("openai/gpt", "open", "open", "announced outage")
     ]
     assert "held open: announced outage" in (await run("list")).stdout
-    assert (await run("force", "openai/gpt", "auto", "--reason", "over")).returncode == 0
+    let_go = await run("force", "openai/gpt", "auto")
+    assert (let_go.returncode, let_go.stderr) == (0, "")
     await until(lambda: breaker.state == "closed", "told")
-    for wrong in (("force", "openai/gpt", "shut", "--reason", "x"), ("force", "openai/gpt", "open"), ("show", "no name")):
-        assert (await run(*wrong)).returncode == 2
+    for wrong, says in (
+        (("force", "openai/gpt", "opened"), "forced closed, open or auto, got 'opened'"),
+        (("force", "openai/gpt", "open"), "reason must say why"),
+        (("force", "openai/gpt", "auto", "--reason", " "), "reason must say why"),
+        (("show", "no name"), "no name"),
+    ):
+        done = await run(*wrong)
+        assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+
+
+async def test_a_name_that_nobody_has_used(server: Server, namespace: str, obs: Observatory) -> None:
+    """Is said to be one: a typo does not look like a breaker in order. One that is held has been used."""
+    env = environment(OBSERVATORY_REDIS_URL=server.url, OBSERVATORY_NAMESPACE=namespace)
+    shown = await asyncio.to_thread(command, "breaker", "show", "opnai", env=env)
+    assert (shown.returncode, shown.stdout) == (0, "opnai: closed, nobody has used it in the last week\n")
+    assert not (await obs.breakers.show("opnai")).used
+    await obs.breaker("opnai").force("closed", reason="kept")
+    assert (await obs.breakers.show("opnai")).used
+    await obs.breaker("opnai").force("auto")
+    assert (await obs.breakers.show("opnai")).forced == ""
 
 
 async def test_over_http(http: httpx2.AsyncClient, obs: Observatory) -> None:
@@ -65,6 +84,8 @@ async def test_over_http(http: httpx2.AsyncClient, obs: Observatory) -> None:
     assert (forced.status_code, forced.json()["state"], forced.json()["reason"]) == (200, "closed", "works again")
     await until(lambda: breaker.state == "closed", "told")
     assert [one["forced"] for one in (await http.get("/v1/breaker?name=openai")).json()] == ["closed"]
+    let_go = await http.post("/v1/breaker/force", json={"name": "openai", "state": "auto"})
+    assert (let_go.status_code, let_go.json()["forced"]) == (200, "")
     for wrong in (
         {"name": "openai", "state": "shut", "reason": "x"},
         {"name": "openai", "state": "open", "reason": " "},

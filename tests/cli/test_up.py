@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.servers import Server, command, environment, process, wait_until
+from tests.servers import Server, command, environment, free_port, process, wait_until
 from tests.store.test_embedded import servers_of
 
 
@@ -114,6 +114,28 @@ def test_taken_port_is_said(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     wait_until(lambda: not servers_of(tmp_path / "state"), "no process is left")
+
+
+def test_listens_where_the_file_says(tmp_path: Path) -> None:
+    """[serve] host and port are the defaults of --host and --port; a public address is refused all the same."""
+    port = free_port()
+    config = tmp_path / "up.toml"
+    config.write_text(f'[serve]\nhost = "localhost"\nport = {port}\n')
+    up = ["-m", "observatory", "--config", str(config), "up", "--data-dir", str(tmp_path / "state")]
+    with process(up, environment()) as running:
+        assert urls(running) == [f"http://localhost:{port}"]
+        assert httpx2.get(f"http://localhost:{port}/livez", trust_env=False).status_code == 200
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 0
+    with process([*up, "--host", "127.0.0.1", "--port", "0"], environment()) as running:
+        (url,) = urls(running)
+        assert url.startswith("http://127.0.0.1:")
+        assert url != f"http://127.0.0.1:{port}"
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 0
+    config.write_text('[serve]\nhost = "0.0.0.0"\n')
+    done = command("--config", str(config), "up", "--data-dir", str(tmp_path / "state"))
+    assert (done.returncode, "serve.host is 0.0.0.0" in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.parametrize("kind", ["serve", "worker"])

@@ -49,7 +49,7 @@ async def test_command_line(server: Server, namespace: str, obs: Observatory, tm
     assert first[1].split() == ["PROVIDER", "MODEL", "CALLS", "IN", "TOKENS", "OUT", "TOKENS", "USD", "P50", "P95"]
     assert first[2].split()[:7] == ["openai", "gpt", "2", "1.2", "M", "11", "1,235.000000001"]
     assert first[4].split() == ["total", "3", "1.2", "M", "21", "1,235.000000001"]
-    assert "1 calls have no price" in first[5]
+    assert "1 call has no price and is not in it" in first[5]
     said = json.loads((await run("costs", "report", "--by", "model", "--since", "1h", "--json")).stdout)
     assert said["total_usd"] == "1235.000000001"
     assert said["rows"][0]["group"] == {"model": "gpt"}

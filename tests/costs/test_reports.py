@@ -17,7 +17,7 @@ from observatory.llm import CallData
 from observatory.names import OVERFLOW, UNPRICED_CALLS, Metric
 from observatory.settings import Settings
 from tests.conftest import Open
-from tests.costs.hand import DAY_US, HandClock, present_us, put, spend, zone_with_midnight
+from tests.costs.hand import DAY_US, present_us, put, spend, stands_at, zone_with_midnight
 from tests.servers import Server, environment, process
 
 HOUR_US = 3_600_000_000
@@ -83,8 +83,7 @@ async def test_sums_are_those_of_four_processes(opening: Open, server: Server, n
 async def test_a_period_ends_to_the_window(opening: Open) -> None:
     """Calls in every 10 s around a midnight, and at random: today and yesterday have each exactly its own; rolled up or not,
     now, three days later and a hundred."""
-    clock = HandClock()
-    obs = await opening(clock=clock)
+    obs = await opening()
     now, dice = present_us(), random.Random(5)
     zone = zone_with_midnight(3, now)
     midnight = now - now % HOUR_US - 3 * HOUR_US
@@ -108,9 +107,9 @@ async def test_a_period_ends_to_the_window(opening: Open) -> None:
     first = await obs.costs.report(period="today", timezone=zone)
     named = f"{first.since.astimezone(ZoneInfo(zone)):%Y-%m-%d}"
     assert int(first.since.timestamp() * 1e6) == midnight
-    clock.us = now + 3 * DAY_US
+    stands_at(obs, now + 3 * DAY_US)
     assert await asked(named) == sums(midnight, midnight + DAY_US)
-    clock.us = now + 100 * DAY_US
+    stands_at(obs, now + 100 * DAY_US)
     if zone != "UTC":
         with pytest.raises(InvalidArgument, match=r"nothing so fine is kept.*timezone=\"UTC\""):
             await asked(named)
@@ -123,10 +122,9 @@ async def test_a_period_ends_to_the_window(opening: Open) -> None:
 
 async def test_half_an_hour_is_refused_when_hours_are_kept(opening: Open) -> None:
     """In India a day begins at 18:30 UTC: exact while minutes are kept, and never silently another half hour."""
-    clock = HandClock()
-    obs = await opening(clock=clock)
+    obs = await opening()
     assert (await obs.costs.report(period="today", timezone="Asia/Kolkata")).since.minute == 30
-    clock.us = present_us()
+    stands_at(obs, present_us())
     with pytest.raises(InvalidArgument, match=r"period last-week begins at .*:30Z"):
         await obs.costs.report(period="last-week", timezone="Asia/Kolkata")
 
@@ -152,7 +150,7 @@ async def test_what_has_no_price_and_what_was_estimated(opening: Open) -> None:
     text = report.table()
     assert "1.000000001" in text
     assert "0.000000001" in text, "no E-9"
-    assert "1 calls have no price" in text
+    assert "1 call has no price and is not in it" in text
     assert [line["provider"] for line in csv.DictReader(io.StringIO(report.csv()))] == ["openai", "openai", "vllm"]
 
 

@@ -163,3 +163,21 @@ def test_rooms_are_made_once() -> None:
         for thread in threads:
             thread.join()
         assert len(set(map(id, found))) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "meant"),
+    [
+        ("team=search", 'team="search"'),
+        ("model='gpt-4o'", 'model="gpt-4o"'),
+        ("{model=~gpt-.*}", 'model=~"gpt-.*"'),
+        ('provider="a",team!=search', 'team!="search"'),
+    ],
+)
+async def test_a_matcher_without_its_quotes_is_given_back_with_them(obs: Observatory, where: str, meant: str) -> None:
+    """In the words of who wrote it, and as a shell leaves them."""
+    with pytest.raises(InvalidArgument) as caught:
+        await obs.metrics.query("observatory_requests_total", where=where)
+    assert caught.value.remedy == f"Write {meant}, in a shell '{meant}'"
+    with pytest.raises(InvalidArgument, match=r'Write model="gpt-4o"$'):
+        await obs.metrics.query("observatory_requests_total", where="= 5")

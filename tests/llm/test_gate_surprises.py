@@ -101,7 +101,7 @@ async def test_a_line_that_is_too_long_is_left_to_the_sdk(obs: Observatory, ther
         with pytest.raises(openai.RateLimitError) as refused:
             await asking(client)
     assert "x-should-retry" not in refused.value.response.headers
-    assert "Observatory: limit few" in str(refused.value), "and not the provider"
+    assert "observatory: limit few" in str(refused.value), "and not the provider"
 
 
 async def test_a_slot_is_asked_for_again_soon(obs: Observatory, there: Provider) -> None:

@@ -215,3 +215,12 @@ def test_without_the_library_everything_is_unknown(monkeypatch: pytest.MonkeyPat
     assert cost(prices, "openai/gpt-5", input_tokens=1) is None
     assert cost(prices, "openai/mine", input_tokens=1000) == 1_000_000
     assert len([one for one in caplog.records if "genai-prices" in one.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"input": 2}, 2, None, "2"])
+def test_what_is_no_price_is_refused_whole(wrong: Any) -> None:
+    """By its type; nothing of the call was set."""
+    prices = Prices({}, Catalogue())
+    with pytest.raises(InvalidArgument, match=r"a price is a Price, got .*Write Price\(input=2"):
+        prices.set("mine/x", Price(1), wrong)
+    assert cost(prices, "mine/x", input_tokens=1) is None

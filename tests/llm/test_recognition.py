@@ -61,13 +61,20 @@ def test_others_are_none(method: str, url: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff\xfe", b'"x"', b"[" * 5000])
-def test_what_is_no_json_object_is_none(body: bytes) -> None:
-    """It may be anything, and passes."""
-    assert recognise("POST", "https://api.openai.com/v1/chat/completions", [], lambda: body) is None
+def test_what_is_no_json_object_is_a_call_that_nobody_knows(body: bytes) -> None:
+    """It may be anything: so large, and of some model."""
+    call = recognise("POST", "https://api.openai.com/v1/chat/completions", [], lambda: body)
+    assert call is not None
+    assert (call.model, call.document, call.unread) == ("unknown", {}, len(body))
+    assert call.input_tokens() == len(body) // 4
 
 
 def test_a_body_that_is_not_there_yet_is_not_waited_for() -> None:
-    assert recognise("POST", "https://api.openai.com/v1/embeddings", [], lambda: None) is None
+    url, headers = "https://api.openai.com/v1/embeddings", [("Content-Length", "4000")]
+    for said, size in ((headers, 4000), ([], 0)):
+        call = recognise("POST", url, said, lambda: None)
+        assert call is not None
+        assert (call.unread, call.input_tokens()) == (size, size // 4)
 
 
 def test_an_azure_deployment_is_the_model() -> None:

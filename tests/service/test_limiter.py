@@ -298,6 +298,8 @@ async def test_store_away(opening: Open, own_server: Server) -> None:
             assert (answer.status_code, problem["code"], problem["retryable"]) == (503, "store_unavailable", True), verb
             assert problem["type"] == "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
             assert answer.headers["retry-after"] == "1"
+            if verb in ("check", "peek", "acquire", "reserve"):
+                assert (problem["context"]["limit"], 'on_store_down="closed"' in problem["remedy"]) == ("shut", True), verb
             assert type(ObservatoryError.from_problem(problem)).__name__ == "StoreUnavailable"
         opened = await http.post("/check", json={"limit": "free"})
         assert (opened.status_code, opened.json()["allowed"], opened.json()["decided_by"]) == (200, True, "local")

@@ -289,8 +289,9 @@ class Breaker:
             )
             self._settle(said)
 
-    async def force(self, state: Literal["closed", "open", "auto"], *, reason: str) -> None:
-        """Hold it open or closed for the whole fleet, or let it go again (auto). StoreError: whether it is held is unknown."""
+    async def force(self, state: Literal["closed", "open", "auto"], *, reason: str | None = None) -> None:
+        """Hold it open or closed for the whole fleet, with a reason, or let it go again (auto). StoreError: whether it is held
+        is unknown."""
         asked_at = monotonic()
         self.adopt(await self._desk.force(self.name, *decided(state, reason)), asked_at)
 

@@ -56,6 +56,8 @@ class BreakerReport(msgspec.Struct, frozen=True):
     calls: int
     failures: int
     probing: bool
+    used: bool = True
+    """False: nobody of the fleet has used or held it in the last week."""
 
 
 class Breakers:
@@ -68,11 +70,12 @@ class Breakers:
         metrics: Recording,
         settings: Mapping[str, BreakerSettings],
         clock: RoomClock,
+        layer: str = "",
     ) -> None:
         self._store = store
         self.clock = clock
         self._metrics = metrics
-        self._settings = settings
+        self._settings, self._layer = settings, layer
         self._breakers: WeakValueDictionary[str, Breaker] = WeakValueDictionary()
         self._lately: dict[str, Breaker] = {}
         """What keeps them: who was used last is last."""
@@ -105,9 +108,9 @@ class Breakers:
             elif len(self._lately) <= MOST:
                 return
 
-    def use(self, settings: Mapping[str, BreakerSettings]) -> None:
-        """ConfigurationError names the breaker and the field."""
-        self._settings = settings
+    def use(self, settings: Mapping[str, BreakerSettings], layer: str = "") -> None:
+        """layer: where they were read. ConfigurationError names it, the breaker and the field."""
+        self._settings, self._layer = settings, layer
         self._use_all()
 
     def _use_all(self) -> None:
@@ -119,7 +122,8 @@ class Breakers:
     def _terms(self, name: str) -> Terms:
         """Of its name; else of what stands before the slash, or the colon: of `openai/gpt-4o`, those of `openai`."""
         known = (name, name.partition("/")[0], name.partition("/")[0].partition(":")[0])
-        return Terms.of(name, next((self._settings[one] for one in known if one in self._settings), BreakerSettings()))
+        said = next((self._settings[one] for one in known if one in self._settings), BreakerSettings())
+        return Terms.of(name, said, f"{self._layer}: " if self._layer else "")
 
     async def list(self) -> tuple[BreakerReport, ...]:
         """Every breaker that the fleet has used in the last week, by name."""
@@ -131,10 +135,12 @@ class Breakers:
 
     async def show(self, name: str) -> BreakerReport:
         """One of them as the fleet has it; closed and without calls where nobody has used it."""
-        views = (await calls.look(self._store(), [names.breaker_name(name)], now_us=self.clock.now_us())).views
-        return _report(name, views[0])
+        store = self._store()
+        views = (await calls.look(store, [names.breaker_name(name)], now_us=self.clock.now_us())).views
+        used = await store.command("ZSCORE", store.keys.breakers_known(), name) is not None
+        return msgspec.structs.replace(_report(name, views[0]), used=used)
 
-    async def hold(self, name: str, state: str, *, reason: str) -> BreakerReport:
+    async def hold(self, name: str, state: str, *, reason: str | None = None) -> BreakerReport:
         """As `obs.breaker(name).force`, of a breaker that this process need not use; how it stands then."""
         names.breaker_name(name)
         return _report(name, await self.force(name, *decided(state, reason)))

@@ -6,6 +6,7 @@ nowhere: what leaves this room is a digest of all three, keyed with the namespac
 
 import asyncio
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Protocol
 
 from ... import dimensions, replies, units
@@ -83,13 +84,14 @@ class Pauses:
         return self._clock.monotonic() - began
 
     async def sit_out(self, identity: Identity, patience: float | None) -> float | None:
-        """Of who is to be called, the pauses that no key is needed to know of; what is left of the patience then."""
+        """Of who is to be called, by `provider`, `model` and `key` where they are known; what is left of the patience then."""
         known = identity if isinstance(identity, Mapping) else dimensions.current()
         provider = known.get("provider")
         if not provider:
             return patience
-        for model in {"", known.get("model", "")}:
-            waited = await self.wait(provider, model, timeout=patience)
+        models, keys = {"", known.get("model", "")}, {"", known.get("key", "")}
+        for model, key in product(models, keys):
+            waited = await self.wait(provider, model, key, timeout=patience)
             patience = None if patience is None else max(patience - waited, 0.0)
         return patience
 

@@ -10,6 +10,9 @@ from ...errors import InvalidArgument
 
 _MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
 
+_BARE = re.compile(r"\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*'?([^\s\"',\\]{1,100})'?\s*(?:,|$)")
+"""A value without its quotes, or in those of another language."""
+
 _REGULAR = 'Write it as RE2 has it: model=~"gpt-.*"; for a sign itself put it in brackets: "[(]"'
 
 Labels = Mapping[str, str]
@@ -40,11 +43,20 @@ def _tests(where: Mapping[str, str | Sequence[str]] | str) -> list[tuple[str, Ca
     while at < len(text):
         found = _MATCHER.match(text, at)
         if found is None:
-            raise InvalidArgument(f"where: {text[at : at + 40]!r} is not a matcher", remedy='Write model="gpt-4o"')
+            raise InvalidArgument(f"where: {text[at : at + 40]!r} is not a matcher", remedy=_quoted(text[at:]))
         name, operator, value = found[1], found[2], re.sub(r"\\(.)", r"\1", found[3])
         tests.append((name, _fits(operator, value)))
         at = found.end()
     return tests
+
+
+def _quoted(text: str) -> str:
+    """What somebody has most likely meant, in their own words: a shell eats the quotes of a value."""
+    bare = _BARE.match(text)
+    if bare is None:
+        return 'Write model="gpt-4o"'
+    meant = f'{bare[1]}{bare[2]}"{bare[3]}"'
+    return f"Write {meant}, in a shell '{meant}'"
 
 
 def _texts(values: str | Sequence[str], what: str) -> frozenset[str]:

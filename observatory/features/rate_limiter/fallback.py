@@ -90,7 +90,8 @@ class Fallback:
         return self._since > 0
 
     def decide(self, wanted: Sequence[Wanted], error: StoreUnavailable, *, take: bool) -> list[Verdict]:
-        """A verdict for each, all or nothing. Raises the error when a limit is `closed`, or no share of it is known."""
+        """A verdict for each, all or nothing. Raises the error, with the limit's name and what decides, when a limit is
+        `closed`, or no share of it is known."""
         self._failed_at = self._clock.monotonic()
         self._since = self._since or self._failed_at
         waits: list[float | None] = []
@@ -136,7 +137,7 @@ class Fallback:
             whole = one.shape.capacity // instances if instances else 0
             if limit.on_store_down == "closed" or whole < 1 or len(self._shares) >= MOST_BUCKETS:
                 self._tell(one.policy, "closed")
-                raise error
+                raise _closed(one, error, instances) from error
             self._tell(one.policy, f"local, 1 of {instances} shares")
             share = self._shares[one.part.key] = _Share(
                 *(one.shape, one.part, instances, self._heard_at()), self._held.get(one.part.key, 0), self._clock
@@ -175,3 +176,23 @@ class Fallback:
         self._told.clear()
         self._since = self._failed_at = 0.0
         self._decided = 0
+
+
+def _closed(one: Wanted, error: StoreUnavailable, instances: int) -> StoreUnavailable:
+    """The outage as this limit has it: which one, and the setting that decides."""
+    limit = one.policy.limit
+    if limit.on_store_down == "closed":
+        remedy = 'Its on_store_down="closed" says so; "local" goes on with a share in each process, "open" lets all pass'
+    else:
+        why = (
+            "how many instances share it is not known yet"
+            if not instances
+            else f"a share of 1 / {instances} is less than one of its {one.shape.capacity} {one.shape.unit}"
+            if one.shape.capacity < instances
+            else f"this process limits {MOST_BUCKETS:,} identities by itself already"
+        )
+        remedy = f'Its on_store_down="local" has nothing to give: {why}; "open" lets all pass'
+    context = {**error.context, "limit": limit.name}
+    return StoreUnavailable(
+        f"limit {limit.name}: {error.message}", remedy=remedy, retry_after=error.retry_after, context=context
+    )

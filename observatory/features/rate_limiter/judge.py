@@ -179,6 +179,7 @@ class Judge:
     def afresh(self) -> None:
         """Another store, another clock: nothing was heard of this one, and nothing is owed to it."""
         self._desk.afresh()
+        self._notices.afresh()
         self.fallback.forget()
 
 

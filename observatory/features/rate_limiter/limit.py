@@ -8,9 +8,10 @@ from urllib.parse import unquote
 
 import msgspec
 
-from ... import dimensions, names
+from ... import dimensions, names, units
 from ...errors import InvalidArgument
 from ...settings import LimitSettings
+from ...settings.named import spoken
 from ...types import Amount, Dimensions, Identity, Period, Unit
 from .shape import Shape, shape_of
 
@@ -116,7 +117,11 @@ def _check_sharing(limit: Limit, where: str) -> None:
             raise InvalidArgument(f"{where}: weights.{value} must be a whole number from 1 to 1000000, got {weight!r:.40}")
     for fraction in limit.alert_at:
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 10:
-            raise InvalidArgument(f"{where}: alert_at must be fractions of the capacity above 0, got {fraction!r:.40}")
+            percent = isinstance(fraction, int | float) and 10 < fraction <= 1000
+            raise InvalidArgument(
+                f"{where}: alert_at must be fractions of the capacity, above 0 and at most 10, got {units.shown(fraction, 40)}",
+                remedy=f"Write {fraction / 100:g} for {fraction:g} %" if percent else "Write 0.8 for 80 %",
+            )
 
 
 def _check_match(limit: Limit, where: str) -> None:
@@ -171,11 +176,28 @@ class Policy:
 
 
 def fields_of(setting: LimitSettings) -> dict[str, Any]:
-    """What a setting says of a limit, field by field. msgspec.ValidationError when an override is not one."""
+    """What a setting says of a limit, field by field. InvalidArgument names an override that is not one."""
     given = {field: value for field, value in msgspec.structs.asdict(setting).items() if value is not None}
     if "overrides" in given:
-        given["overrides"] = {identity: msgspec.convert(one, Override) for identity, one in given["overrides"].items()}
+        given["overrides"] = {identity: _override(identity, one) for identity, one in given["overrides"].items()}
+    if isinstance(given.get("alert_at"), float):
+        given["alert_at"] = (given["alert_at"],)
     return given
+
+
+def _override(identity: str, said: Any) -> Override:
+    where, known = f"overrides.{identity}", Override.__struct_fields__
+    if not isinstance(said, Mapping):
+        raise InvalidArgument(
+            f"{where}: must be a table of {', '.join(known)}, got {units.shown(said, 60)}",
+            remedy=f"Write {identity} = {{ allow = true }}, or {{ amount = 500 }}",
+        )
+    if strange := [name for name in said if name not in known]:
+        raise InvalidArgument(f"{where}.{strange[0]!s:.60}: unknown key, known are {', '.join(known)}")
+    try:
+        return msgspec.convert(said, Override)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(spoken(where, error)) from error
 
 
 def spelled(limit: Limit) -> dict[str, Any]:

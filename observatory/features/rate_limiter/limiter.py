@@ -45,6 +45,7 @@ class RateLimiter:
         metrics: Recording,
         settings: Mapping[str, LimitSettings],
         *,
+        layer: str = "",
         alerts: Telling,
         replicas: int = 1,
         owner: Callable[[], str] = lambda: "observatory",
@@ -52,16 +53,18 @@ class RateLimiter:
         pauses: Pausing | None = None,
     ) -> None:
         self._metrics = metrics
-        self._policies = Policies(settings)
+        self._policies = Policies(settings, layer)
+        self.idle = self._policies.idle
+        """What settings say of limits that there are not."""
         self._desk = Desk(store, clock, replicas)
         self._judge = Judge(self._desk, clock, metrics, self._policies, instances, alerts)
         self._lines = Lines(self._desk, owner)
         self._waiting = Waiting(self._judge, self._desk, self._lines, clock, pauses)
 
     # which limits there are
-    def use(self, settings: Mapping[str, LimitSettings]) -> None:
-        """Lay these settings over what code declares. ConfigurationError names the limit and the field."""
-        self._policies.use(settings)
+    def use(self, settings: Mapping[str, LimitSettings], layer: str = "", only: Iterable[Limit] | None = None) -> None:
+        """Lay these settings, read in `layer`, over what code declares (`only`). ConfigurationError names limit and field."""
+        self._policies.use(settings, layer, only)
 
     def define(self, *limits: Limit) -> None:
         """Defaults for these names; a setting of the same name wins, field by field. Again: takes effect on the next call."""
@@ -98,8 +101,7 @@ class RateLimiter:
             if lent is not None:
                 note(limit, lent)
                 return lent
-        one = self._plain(limit, identity, cost)
-        if one is not None:
+        if (one := self._plain(limit, identity, cost)) is not None:
             decision = await self._judge.decide_one("take", one)
         else:
             decision = await self._judge.decide("take", self._wanted(limit, identity, cost), limit)
@@ -294,10 +296,8 @@ class RateLimiter:
         lease_us = int(lease * 1e6)
         done = await asyncio.gather(
             *[
-                self._desk.settle(
-                    "renew", one.part, id=reservation.hold, lease_us=lease_us, held=(one.part.cost, one.part.part)
-                )
-                for one in reservation.wanted
+                self._desk.settle("renew", part, id=reservation.hold, lease_us=lease_us, held=(part.cost, part.part))
+                for part in [one.part for one in reservation.wanted]
             ]
         )
         if kept := all(status == 1 for status, _, _ in done):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -141,6 +142,15 @@ class Notices:
         if await bulk.command("SET", f"{key}:{pair}", "1", "NX", "PX", _TOLD_MS) is not None:
             self._metrics.increment_counter(LIMIT_CONFLICTS, 1, {"limit": name})
             INTERNAL.warning("limit %s has two shapes in this fleet: %s here, %s elsewhere", name, ours, theirs.decode())
+
+    def afresh(self) -> None:
+        """Another store: nothing was told there. What is still being told is not of it."""
+        for told in (self._told, self._compared, self._used):
+            told.clear()
+        for task in tuple(self._tasks):
+            with suppress(RuntimeError):  # its loop has ended
+                task.cancel()
+        self._tasks.clear()
 
     async def aclose(self) -> None:
         """What is being told is told, or given up."""

@@ -19,14 +19,18 @@ _MOST_INLINE = 1024
 class Policies:
     """The limits of one process, by name."""
 
-    def __init__(self, settings: Mapping[str, LimitSettings]) -> None:
+    def __init__(self, settings: Mapping[str, LimitSettings], layer: str = "") -> None:
         self._declared = {DEFAULT.name: DEFAULT}
         self.version = 0
         """Grows with every change: what was remembered under another one is not true any more."""
-        self.use(settings)
+        self.use(settings, layer)
 
-    def use(self, settings: Mapping[str, LimitSettings]) -> None:
-        """Lay these settings over what code declares. ConfigurationError names the limit and the field."""
+    def use(self, settings: Mapping[str, LimitSettings], layer: str = "", only: Iterable[Limit] | None = None) -> None:
+        """Lay these settings over what code declares. layer: where they were read. ConfigurationError names it, the limit and
+        the field. only: in place of whatever code has declared so far."""
+        self._layer = f"{layer}: " if layer else ""
+        if only is not None:
+            self._declared = {limit.name: limit for limit in only}
         declared = dict(self._declared)
         for name, setting in settings.items():
             complete = setting.per is not None or setting.unit == "slots"
@@ -54,8 +58,7 @@ class Policies:
         self._inline.clear()
         self._changed()
 
-    @staticmethod
-    def _layered(limit: Limit, settings: Mapping[str, LimitSettings], *, inline: bool = False) -> Policy:
+    def _layered(self, limit: Limit, settings: Mapping[str, LimitSettings], *, inline: bool = False) -> Policy:
         setting = settings.get(limit.name)
         if setting is None:
             return Policy(limit, inline=inline)
@@ -64,10 +67,9 @@ class Policies:
             if "overrides" in given:
                 given["overrides"] = {**limit.overrides, **given["overrides"]}
             return Policy(msgspec.structs.replace(limit, **given), inline=inline)
-        except (ObservatoryError, msgspec.ValidationError) as error:
-            said_of_it = error.message if isinstance(error, ObservatoryError) else str(error)
-            remedy = error.remedy if isinstance(error, ObservatoryError) else None
-            raise ConfigurationError(f"limits.{limit.name}: {said_of_it}", remedy=remedy) from error
+        except ObservatoryError as error:
+            said = error.message.removeprefix(f"limit {limit.name}: ")
+            raise ConfigurationError(f"{self._layer}limits.{limit.name}: {said}", remedy=error.remedy) from error
 
     @property
     def declared(self) -> tuple[Limit, ...]:
@@ -120,9 +122,26 @@ class Policies:
         brought = set(wanted)
         return [policy for policy in self._policies.values() if policy.limit.unit in brought and policy.limit.matches(given)]
 
+    def idle(self) -> dict[str, str]:
+        """By name what settings say of limits that there are not, each with a sentence that says so."""
+        found = {}
+        for name in self._settings:
+            if name not in self._policies:
+                close = difflib.get_close_matches(name, self._policies, n=1)
+                found[name] = self._idle(name) + (f": did you mean {close[0]}?" if close else "")
+        return found
+
+    def _idle(self, name: str) -> str:
+        return f"{self._layer}[limits.{name}] belongs to no limit that code defines, and has no amount and per of its own"
+
     def _unknown(self, name: str) -> ObservatoryError:
         close = difflib.get_close_matches(name[:64], self._policies, n=1)
         hint = f'Did you mean "{close[0]}"? ' if close else ""
+        if name in self._settings:
+            return UnknownLimit(
+                self._idle(name),
+                remedy=f"{hint}Write amount and per in that table, or define it with obs.rate_limiter.define(Limit(...))",
+            )
         return UnknownLimit(
             f'no limit named "{name:.80}"; defined: {", ".join(sorted(self._policies))}',
             remedy=f"{hint}Define it with obs.rate_limiter.define(Limit(...)) or [limits.{name:.64}]",

@@ -147,10 +147,17 @@ def shape_of(limit: Any, *, amount: Any = None, burst: Any = None) -> Shape:
         raise InvalidArgument(f'{where}: a calendar period is a fixed_window; write "24h", or leave algorithm out')
     if per is None and algorithm != "concurrency":
         raise InvalidArgument(f"{where}: per is missing", remedy='Write per="1m", or per="month"')
-    period_us = _CALENDAR_US[per] if calendar else 1 if per is None else units.microseconds(per, f"{where}: per")
+    period_us = _CALENDAR_US[per] if calendar else 1 if per is None else _period_us(per, where)
     if total < 1 or capacity < 1 or period_us < 1:
         raise InvalidArgument(f"{where}: amount, per and burst must be above 0")
     return _MAKERS[algorithm](limit, where, total, capacity, period_us)
+
+
+def _period_us(per: Any, where: str) -> int:
+    try:
+        return units.microseconds(per, f"{where}: per")
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message, remedy='Write seconds, "5m", "1h", or "day", "week", "month"') from None
 
 
 def _keeps(limit: Any, full_us: int) -> bool:

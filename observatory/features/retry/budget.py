@@ -11,9 +11,10 @@ While the store is away a process retries from a share of its own: as large a pa
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from ...clock import RoomClock, monotonic
+from ...clock import RoomClock
 from ...errors import NotOpen, StoreError
 from ...keys import Key
+from ...settings import RetrySettings
 from ...store.script import lua
 from ...store.store import Store
 
@@ -74,6 +75,8 @@ class RetryBudget:
     ) -> None:
         self._store = store
         self.clock = clock
+        self.staged: RetrySettings | None = None
+        """In a sandbox: its settings, which policies made before go by in all that code has not said."""
         self.use(share, reserve)
         self._instances = instances
         self._accounts: dict[str, Account] = {}
@@ -95,9 +98,9 @@ class RetryBudget:
     async def take(self, account: Account) -> bool:
         """Whether one retry more is within the budget; it is spent then. Never raises for a store that is away."""
         while account.unused:
-            if monotonic() - account.unused.pop() < WINDOW:
+            if self.clock.monotonic() - account.unused.pop() < WINDOW:
                 return True
-        if monotonic() < account.denied_until:
+        if self.clock.monotonic() < account.denied_until:
             return False
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         account.waiting.append(answer)
@@ -113,12 +116,12 @@ class RetryBudget:
                 granted = await self._told(account, len(waiting))
             finally:
                 if granted < len(waiting):
-                    account.denied_until = monotonic() + _DENIED_FOR
+                    account.denied_until = self.clock.monotonic() + _DENIED_FOR
                 for one in waiting:
                     if not one.done():
                         one.set_result(granted > 0)
                         granted -= 1
-                account.unused = [*account.unused, *[monotonic()] * granted][-_MOST_UNUSED:]
+                account.unused = [*account.unused, *[self.clock.monotonic()] * granted][-_MOST_UNUSED:]
 
     async def _told(self, account: Account, want: int) -> int:
         calls, account.calls = account.calls, 0

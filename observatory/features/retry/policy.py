@@ -24,6 +24,8 @@ _RETRYABLE = frozenset({408, 409, 425, 429, *range(500, 600)})
 _BLOCK = "block"
 """The name of attempts that were given none, and wrap no function."""
 
+_OURS = frozenset({"metrics", "shared", "said"})
+
 
 class Recording(Protocol):
     """What retrying needs of the metrics."""
@@ -78,12 +80,17 @@ class Retry(msgspec.Struct, frozen=True):
     name: str | None = None
     budget: bool = True
     hooks: tuple[Hook, ...] = ()
+    said: frozenset[str] = frozenset()
+    """What code has said; all else is as the settings have it."""
 
     @classmethod
     def of(cls, metrics: Recording, shared: RetryBudget, settings: RetrySettings) -> "Retry":
         """The policy that the settings say."""
-        fields = set(RetrySettings.__struct_fields__) & set(cls.__struct_fields__) - {"budget"}
-        return cls(metrics, shared, **{field: getattr(settings, field) for field in fields})
+        return cls(metrics, shared, **{field: getattr(settings, field) for field in _SETTABLE})
+
+    def _staged(self, settings: RetrySettings) -> "Retry":
+        """With other settings below what code has said."""
+        return msgspec.structs.replace(self, **{field: getattr(settings, field) for field in _SETTABLE - self.said})
 
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
@@ -121,10 +128,10 @@ class Retry(msgspec.Struct, frozen=True):
     ) -> "Retry": ...
     def __call__(self, fn: Any = None, /, **changes: Any) -> Any:
         if fn is None:
-            unknown = set(changes) - set(self.__struct_fields__) | ({"metrics", "shared"} & set(changes))
+            unknown = set(changes) - set(self.__struct_fields__) | (_OURS & set(changes))
             if unknown:
                 raise InvalidArgument(f"retry has no {min(unknown)!r}")
-            return msgspec.structs.replace(self, **changes)
+            return msgspec.structs.replace(self, **changes, said=self.said | set(changes))
         decorated = fn
 
         @wraps(decorated)
@@ -138,6 +145,8 @@ class Retry(msgspec.Struct, frozen=True):
 
         Cancellation is immediate and never retried.
         """
+        if self.shared.staged is not None:
+            self = self._staged(self.shared.staged)  # noqa: PLW0642
         label = self.name or getattr(fn, "__qualname__", None) or type(fn).__name__
         clock = self.shared.clock
         began = clock.time()
@@ -170,6 +179,8 @@ class Retry(msgspec.Struct, frozen=True):
     def __aiter__(self) -> Attempts:
         """Attempts around a block: what fails inside of `with attempt:` is swallowed, and the next step of the loop waits, or
         raises it."""
+        if self.shared.staged is not None:
+            self = self._staged(self.shared.staged)  # noqa: PLW0642
         label = self.name or _BLOCK
         if self.budget:
             self.shared.account(label).calls += 1
@@ -215,3 +226,7 @@ class Retry(msgspec.Struct, frozen=True):
 
     def count(self, label: str, outcome: Outcome) -> None:
         self.metrics.increment_counter(Metric.RETRY_ATTEMPTS, 1, {"name": label[:200], "outcome": outcome})
+
+
+_SETTABLE = frozenset(RetrySettings.__struct_fields__) & frozenset(Retry.__struct_fields__) - {"budget"}
+"""Of a policy's fields those that are settings of the same name; `budget` is another thing there."""

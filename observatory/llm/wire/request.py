@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from ...dimensions import key_of
-from .tokens import TOOLS, Tokenizer, approximately, input_tokens, max_output
+from .tokens import BYTES_A_TOKEN, TOOLS, Tokenizer, approximately, input_tokens, max_output
 
 Endpoint = Literal["chat", "responses", "completions", "embeddings", "messages"]
 OPERATIONS: Final[Mapping[Endpoint, str]] = {
@@ -77,6 +77,8 @@ class Recognised(msgspec.Struct, frozen=True):
     attempt: int
     """0, or the number of the retry, as the SDK says it."""
     tokenizer: Tokenizer = approximately
+    unread: int | None = None
+    """Bytes of a request that cannot be looked into (it comes bit by bit, is encoded, too long, no JSON object); 0: unknown."""
     counted: list[int] = msgspec.field(default_factory=list)
     """Of all tries of one request: what the tokenizer has said."""
 
@@ -105,6 +107,8 @@ class Recognised(msgspec.Struct, frozen=True):
         return self.counted[0]
 
     def _input_tokens(self) -> int:
+        if self.unread is not None:
+            return self.unread // BYTES_A_TOKEN
         more = TOOLS if self.endpoint == "messages" and self.document.get("tools") else 0
         try:
             return more + max(0, int(input_tokens(self.document, self.tokenizer)))
@@ -135,7 +139,7 @@ def recognise(
     tokenizer: Tokenizer = approximately,
 ) -> Recognised | None:
     """The LLM call that a request is; None for any other. body: asked only where the address is one; None: it cannot be read
-    before it is sent. provider: who answers, where the address does not say."""
+    before it is sent, and what it asks is unknown. provider: who answers, where the address does not say."""
     if method != "POST":
         return None
     parts = urlsplit(url)
@@ -144,32 +148,36 @@ def recognise(
     if endpoint is None:
         return None
     content = body()
-    if content is None or len(content) > MAX_BODY:
-        return None
-    try:
-        document = msgspec.json.decode(content)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
-    if not isinstance(document, dict):
-        return None
+    document = _document(content)
     said = {name.lower(): value for name, value in headers}
     host = (parts.hostname or "").lower()
     deployment = _DEPLOYMENT.search(parts.path)
-    model = document.get("model")
+    model = (document or {}).get("model")
     if not isinstance(model, str) or not model:
         model = unquote(deployment[1]) if deployment else "unknown"
     return Recognised(
         provider=provider or provider_of(host, anthropic=endpoint == "messages"),
         endpoint=endpoint,
         model=model[:MAX_NAME],
-        stream=document.get("stream") is True,
+        stream=document is not None and document.get("stream") is True,
         host=host,
         port=_port(parts.scheme, parts.netloc),
-        document=document,
+        document=document or {},
         key=_key(said),
         attempt=_number(said.get(_RETRY)),
         tokenizer=tokenizer,
+        unread=None if document is not None else _number(said.get("content-length"), 12) if content is None else len(content),
     )
+
+
+def _document(content: bytes | None) -> dict[str, Any] | None:
+    if content is None or len(content) > MAX_BODY:
+        return None
+    try:
+        found = msgspec.json.decode(content)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @lru_cache(1024)
@@ -194,5 +202,5 @@ def _key(headers: Mapping[str, str]) -> str | None:
     return key_of(credential if credential and scheme.lower() == "bearer" else key)
 
 
-def _number(said: str | None) -> int:
-    return int(said) if said is not None and said.isascii() and said.isdigit() and len(said) < 4 else 0
+def _number(said: str | None, digits: int = 3) -> int:
+    return int(said) if said is not None and said.isascii() and said.isdigit() and len(said) <= digits else 0

@@ -6,7 +6,7 @@ from typing import Any, Final
 Tokenizer = Callable[[str], int]
 """Tokens of a text."""
 
-_BYTES_A_TOKEN: Final = 4
+BYTES_A_TOKEN: Final = 4
 PER_MESSAGE: Final = 4
 """Tokens by which a message is wrapped."""
 TOOLS: Final = 300
@@ -24,7 +24,7 @@ _OUTPUT: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "m
 def approximately(text: str) -> int:
     """A token for every four bytes of UTF-8: off by a quarter for English, on the high side for other scripts."""
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-    return -(-size // _BYTES_A_TOKEN)
+    return -(-size // BYTES_A_TOKEN)
 
 
 def input_tokens(document: dict[str, Any], tokenizer: Tokenizer = approximately) -> int:

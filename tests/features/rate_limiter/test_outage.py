@@ -38,9 +38,17 @@ async def test_open_admits_closed_raises_local_has_its_share(opening: Open, own_
     for _ in range(5):
         decision = await obs.rate_limiter.check("open")
         assert (decision.allowed, decision.decided_by) == (True, "local")
-    for name in ("closed", "too-few"):
-        with pytest.raises(StoreUnavailable):
-            await obs.rate_limiter.check(name)
+    for name, says in (
+        ("closed", 'on_store_down="closed"'),
+        ("too-few", "a share of 1 / 2 is less than one of its 1 requests"),
+    ):
+        for ask in (obs.rate_limiter.check, obs.rate_limiter.acquire, obs.rate_limiter.reserve, obs.rate_limiter.peek):
+            with pytest.raises(StoreUnavailable, match=rf"^limit {name}: ") as caught:
+                await ask(name)
+            assert says in (caught.value.remedy or ""), caught.value.remedy
+            assert caught.value.context["limit"] == name
+    with pytest.raises(StoreUnavailable, match=r"^limit closed: "):
+        await obs.rate_limiter.check(["open", "closed"])
     await asyncio.sleep(0.5)
     assert (await obs.rate_limiter.check("local", None, 10)).allowed, "half of the burst"
     refused = await obs.rate_limiter.check("local", None, 5)
@@ -128,7 +136,7 @@ async def test_unknown_number_of_instances_is_closed(namespace: str, own_server:
     """A process that was born during the outage does not know its share."""
     own_server.stop()
     async with Observatory("late", redis_url=own_server.url, namespace=namespace) as obs:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable, match=r"^limit born: .*how many instances share it is not known yet"):
             await obs.rate_limiter.check(Limit("born", 1000, per=1))
 
 

@@ -173,19 +173,83 @@ async def test_settings_lay_over_code(namespace: str, server: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ("amount = 7\nper = 60\non_store_down = 'maybe'", "limits.bad: .*on_store_down must be one of"),
-        ("amount = 7\nper = 60\novverides = {}", "overrides"),
-        ("amount = 7\nper = 60\noverrides = { x = { amuont = 3 } }", "limits.bad: .*amuont"),
-        ("amount = 7\nper = 'day'\nburst = 3", "burst is of token buckets"),
-        ("amount = 7\nper = 60\nweights = { gold = 0 }", "weights.gold"),
+        ("amount = 7\nper = 60\non_store_down = 'maybe'", "limits.bad: on_store_down must be one of"),
+        (
+            "amount = 7\nper = 60\noverrides = { x = { amuont = 3 } }",
+            "limits.bad: overrides.x.amuont: unknown key, known are amount",
+        ),
+        (
+            "amount = 7\nper = 60\noverrides = { x = 'allowed' }",
+            "limits.bad: overrides.x: must be a table of amount, burst, allow, deny, got 'allowed'. Write x = { allow = true }",
+        ),
+        (
+            "amount = 7\nper = 60\noverrides = { x = { allow = 1 } }",
+            "limits.bad: overrides.x.allow: must be true or false, got a",
+        ),
+        ("amount = 7\nper = 'day'\nburst = 3", "limits.bad: burst is of token buckets"),
+        ("amount = 7\nper = 60\nweights = { gold = 0 }", "limits.bad: weights.gold"),
+        (
+            "amount = 7\nper = 'monthly'",
+            'limits.bad: per: \'monthly\' is not a duration. Write seconds, "5m", "1h", or "day", "week"',
+        ),
+        ("amount = 7\nper = 60\nalert_at = 80", "at most 10, got 80.0. Write 0.8 for 80 %"),
+        (
+            "amount = 7\nper = 60\nalert_at = [0.5, 95]",
+            "limits.bad: alert_at must be fractions of the capacity, above 0 and at most",
+        ),
+        ("amount = 7\nper = 60\nalert_at = 0", "got 0.0. Write 0.8 for 80 %"),
+        ("amount = 0\nper = 60", "limits.bad: amount, per and burst must be above 0"),
     ],
 )
-def test_wrong_setting_names_the_limit_and_the_field(tmp_path: Path, table: str, says: str) -> None:
-    """ConfigurationError, before anything is asked."""
+def test_wrong_setting_names_the_file_the_limit_and_the_field(tmp_path: Path, table: str, says: str) -> None:
+    """ConfigurationError, before anything is asked; the limit is named once."""
     file = tmp_path / "bad.toml"
     file.write_text(f"[limits.bad]\n{table}\n")
-    with pytest.raises(ConfigurationError, match=says):
+    with pytest.raises(ConfigurationError) as caught:
         Observatory("x", settings=Settings.load(str(file), environ={})).rate_limiter.limits()
+    assert str(caught.value).startswith("bad.toml: limits.bad")
+    assert says in str(caught.value)
+    assert "limit bad" not in str(caught.value)
+
+
+def test_one_fraction_of_a_file_needs_no_list(tmp_path: Path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text("[limits.one]\namount = 7\nper = 60\nalert_at = 0.8\n[limits.api]\nalert_at = 1\n")
+    limiter = Observatory("x", settings=Settings.load(str(file), environ={})).rate_limiter
+    assert {limit.name: limit.alert_at for limit in limiter.limits()} == {"one": (0.8,), "api": (1.0,)}
+
+
+async def test_a_table_that_belongs_to_no_limit_is_told_at_opening(
+    server: Any, namespace: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, with the nearest name; asking by its name does not propose what is there already."""
+    file = tmp_path / "typo.toml"
+    file.write_text('[limits.opnai-tokens]\namount = 5\n[limits.t]\nshadow = true\n[limits.own]\namount = 5\nper = "1m"\n')
+    settings = Settings.load(str(file), environ={}, redis_url=server.url, namespace=namespace)
+    obs = Observatory("x", settings=settings)
+    obs.rate_limiter.define(Limit("openai-tokens", 100, per="1m"))
+    of_its_own = "belongs to no limit that code defines, and has no amount and per of its own"
+    with caplog.at_level(logging.WARNING, "observatory"):
+        async with obs, obs:
+            with pytest.raises(UnknownLimit) as caught:
+                await obs.rate_limiter.check("opnai-tokens")
+            with pytest.raises(UnknownLimit) as other:
+                await obs.rate_limiter.check("t")
+            assert (await obs.rate_limiter.peek("own")).capacity == 5
+    told = [record.getMessage() for record in caplog.records if "[limits." in record.getMessage()]
+    assert told == [
+        f"typo.toml: [limits.opnai-tokens] {of_its_own}: did you mean openai-tokens?",
+        f"typo.toml: [limits.t] {of_its_own}",
+    ]
+    assert caught.value.message == f"typo.toml: [limits.opnai-tokens] {of_its_own}"
+    assert (caught.value.remedy or "").startswith('Did you mean "openai-tokens"? Write amount and per in that table, or define')
+    assert "[limits.t]" not in (other.value.remedy or "")
+    obs.rate_limiter.define(Limit("opnai-tokens", 1, per="1m"), Limit("t", 1, per="1m"))
+    with caplog.at_level(logging.WARNING, "observatory"):
+        caplog.clear()
+        async with obs:
+            assert (await obs.rate_limiter.peek("opnai-tokens")).capacity == 5
+    assert not [record for record in caplog.records if "[limits." in record.getMessage()]
 
 
 async def test_nothing_is_remembered_beyond_a_change(obs: Observatory) -> None:
