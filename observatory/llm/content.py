@@ -4,12 +4,15 @@ Only where `llm.capture_content` is on. Texts, and tools by name and arguments; 
 there. Long ones are cut.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any, Final
 
 MOST: Final = 16_000
 """Characters of a prompt, and of an answer."""
 _CUT: Final = " …"
+_PIECES: Final = 64
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _DEPTH: Final = 8
 _TEXTS: Final = ("text", "thinking", "content", "output", "refusal")
 
@@ -25,7 +28,21 @@ class Texts:
 
     def add(self, text: str) -> None:
         """Of an answer, as it comes."""
+        if not self._room:
+            return
         self._said.append(self.cut(text))
+        if len(self._said) >= _PIECES:  # of a token each: as many objects are ten times the text
+            self._said = ["".join(self._said)]
+
+    def json(self, value: Any) -> str:
+        """As much of its JSON as still fits; no more of it is written."""
+        written, size = list[str](), 0
+        for piece in _JSON.iterencode(value):
+            written.append(piece)
+            size += len(piece)
+            if size > self._room:
+                break
+        return self.cut("".join(written))
 
     def cut(self, text: str) -> str:
         """As much of it as still fits."""
@@ -53,8 +70,10 @@ def asked(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def answered(texts: Texts, reasons: list[str]) -> list[dict[str, Any]]:
-    """The answer: all of its texts as one."""
-    part = {"type": "text", "content": str(texts)}
+    """The answer: all of its texts as one. Empty: nothing was said, as where embeddings were asked for."""
+    if not (said := str(texts)):
+        return []
+    part = {"type": "text", "content": said}
     return [{"role": "assistant", "parts": [part], "finish_reason": reasons[0] if reasons else "error"}]
 
 
@@ -79,8 +98,9 @@ def _parts(said: Any, texts: Texts, depth: int) -> Iterator[dict[str, Any]]:
         inside = said.get("function")
         function = inside if isinstance(inside, dict) else said
         if isinstance(name := function.get("name"), str):
-            arguments = function.get("arguments", function.get("input"))
-            yield {"type": "tool_call", "name": texts.cut(name), "arguments": texts.cut(str(arguments))}
+            given = function.get("arguments", function.get("input"))
+            called = {"type": "tool_call", "name": texts.cut(name)}
+            yield called if given is None else {**called, "arguments": _arguments(given, texts)}
             return
         inner = next((said[name] for name in _TEXTS if isinstance(said.get(name), str | list)), None)
         if isinstance(inner, str):
@@ -89,3 +109,7 @@ def _parts(said: Any, texts: Texts, depth: int) -> Iterator[dict[str, Any]]:
             yield from _parts(inner, texts, depth + 1)
         else:
             yield {"type": kind}
+
+
+def _arguments(given: Any, texts: Texts) -> str:
+    return texts.cut(given) if isinstance(given, str) else texts.json(given)

@@ -1,8 +1,8 @@
 """One LLM call, from its request to its last byte: what it is, what it takes, how it ends; told once.
 
-    exchange = Exchange(desk, recognised, dimensions) it is known, and estimated
+    exchange = Exchange(desk, recognised, dimensions) it is known
     with exchange.current():                          what goes wrong is told
-        await exchange.enter(wait)                    it is let in
+        await exchange.enter(wait)                    it is estimated, and let in
         response = await ...                          it is sent
     exchange.answering(status, headers)               the head is there
     exchange.heard(chunk)                             each chunk, before it is handed on
@@ -58,9 +58,10 @@ class Via(Protocol):
 
 
 class Exchange:
-    """See the module. turn: which try of a call it is. Not for two threads."""
+    """See the module. turn: which try of a call it is. ago: seconds since it was asked. Not for two threads."""
 
     __slots__ = (
+        "_call",
         "_done",
         "_expected",
         "_key",
@@ -73,7 +74,6 @@ class Exchange:
         "content",
         "desk",
         "endpoint",
-        "estimate",
         "id",
         "known",
         "last_at",
@@ -91,8 +91,7 @@ class Exchange:
         "where",
     )
 
-    def __init__(self, desk: Desk, call: Recognised, extra: Dimensions, turn: Turn = _ONLY) -> None:
-        # The request itself is not kept: it may be long, and the answer come slowly.
+    def __init__(self, desk: Desk, call: Recognised, extra: Dimensions, turn: Turn = _ONLY, *, ago: float = 0.0) -> None:
         self.desk = desk
         self.turn = turn
         self.via: Via | None = None
@@ -101,7 +100,8 @@ class Exchange:
         """Of its event; None: whatever is given then."""
         self.provider, self.model, self.operation = call.provider, call.model, call.operation
         self.endpoint, self.tokenizer, self.attempt, self.where = call.endpoint, call.tokenizer, call.attempt, call.where
-        self.estimate = min(call.input_tokens(), LARGEST)
+        self._call: Recognised | None = call
+        """Until it is over: an answer that breaks off does not say what it took."""
         self._expected = desk.outputs.expected(call.provider, call.model, call.max_output_tokens)
         self.status: int | None = None
         self.last_at: float | None = None
@@ -123,15 +123,21 @@ class Exchange:
         self.span: Span | None = None
         with quietly:
             desk.open(1)
-            self.span = desk.tracing().started(conventions.name(call), {**extra, **conventions.asked(call)}, kind="client")
+            self.span = desk.tracing().started(
+                conventions.name(call), {**extra, **conventions.asked(call)}, kind="client", ago=ago
+            )
             if call.attempt:
                 self.span.set_attribute("http.request.resend_count", call.attempt)
-            if desk.captures():
+            if desk.captures() and self.span.is_recording():
                 self.content = Texts()
                 for attribute, said in asked(call.document).items():
                     desk.tracing().content(self.span, attribute, said)
-        self.started_us = desk.now_us()
-        self.began = monotonic()
+        self.started_us = desk.now_us() - int(ago * 1e6)
+        self.began = monotonic() - ago
+
+    def estimate(self) -> int:
+        """Tokens of the request. A tokenizer may take long: only where somebody asks."""
+        return 0 if self._call is None else min(self._call.input_tokens(), LARGEST)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -164,7 +170,7 @@ class Exchange:
 
     def _cost_estimated(self) -> tuple[Mapping[Unit, Amount], bool]:
         """By unit; and whether it has a price: else it holds nothing of a budget. Azure's: that of who answered last."""
-        used = Used(Usage(self.estimate, self._expected))
+        used = Used(Usage(self.estimate(), self._expected))
         name = self.desk.outputs.name(self.where, self.model) if self.provider == _AZURE else self.model
         nano_usd = self._price(used, (name,), None)
         return spent_of(used, nano_usd), nano_usd is not None or name is None
@@ -201,7 +207,7 @@ class Exchange:
     # how it ends
     def moved(self, status: int) -> None:
         """It is to be asked elsewhere: the call is the one that is made there."""
-        self._done = True
+        self._done, self._call = True, None
         with quietly:
             self.desk.open(-1)
             if self._passed is not None:
@@ -257,7 +263,10 @@ class Exchange:
 
     def _read(self, *, cut: bool) -> Reading:
         reader, self._reader = self._reader, None
-        return Reading() if reader is None else reader.end(estimate=self.estimate, cut=cut)
+        try:
+            return Reading() if reader is None else reader.end(estimate=self.estimate, cut=cut)
+        finally:
+            self._call = None
 
     def _works(self, why: str | None, error: BaseException | None) -> bool | None:
         """What it says of the provider."""

@@ -35,7 +35,8 @@ _SDKS: Final = "x-stainless-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fallback:
-    """Who is asked instead. base_url: as the SDK takes it, with /v1 for OpenAI and those like it, without for Anthropic.
+    """Who is asked instead. base_url: as the SDK takes it, with /v1 for OpenAI and those like it, without for Anthropic; a
+    query that it has is sent along.
     model: instead of the one that was asked for; None: that one. provider: who answers, where the address does not say. when:
     the statuses of the one before it for which it is asked. The key is in no text of it."""
 
@@ -47,7 +48,8 @@ class Fallback:
 
     def __post_init__(self) -> None:
         _address(self.base_url)
-        object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
+        path, mark, query = self.base_url.partition("?")
+        object.__setattr__(self, "base_url", path.rstrip("/") + (mark + query if query else ""))
         key = self.api_key
         if not isinstance(key, str) or not 0 < len(key) <= _LONGEST or not (key.isascii() and key.isprintable()) or " " in key:
             raise InvalidArgument("api_key of a Fallback must be a text of visible ASCII characters, as a header takes it")
@@ -78,9 +80,7 @@ class Fallback:
 
     def of(self, lib: Any, call: Recognised, request: Any) -> tuple[Recognised, Any]:
         """The same call, asked here; and its request, in the library's words."""
-        url = lib.URL(self.base_url + PATHS[call.endpoint])
-        if request.url.query:
-            url = url.copy_with(query=request.url.query)
+        url = self._url(lib, call.endpoint, request.url)
         host = url.host.lower()
         model, document = self.model or call.model, call.document
         body = b"".join(request.stream)
@@ -99,10 +99,20 @@ class Fallback:
         headers = self._headers(request, url, asked)
         return asked, lib.Request(request.method, url, headers=headers, content=body, extensions=timeouts)
 
+    def _url(self, lib: Any, endpoint: Endpoint, first: Any) -> Any:
+        base, _, own = self.base_url.partition("?")
+        url = lib.URL(base + PATHS[endpoint])
+        query = own.encode()
+        if not _stranger(url, first):
+            # Of a parameter that both have, ours counts.
+            named = {one.partition(b"=")[0] for one in query.split(b"&")}
+            theirs = [one for one in first.query.split(b"&") if one and one.partition(b"=")[0] not in named]
+            query = b"&".join([*theirs, *([query] if query else [])])
+        return url.copy_with(query=query) if query else url
+
     def _headers(self, request: Any, url: Any, asked: Recognised) -> list[tuple[str, str]]:
         said = [(name.lower(), value) for name, value in request.headers.multi_items()]
-        stranger = (url.scheme, url.host, _port(url)) != (request.url.scheme, request.url.host, _port(request.url))
-        if stranger:
+        if _stranger(url, request.url):
             kept = [(name, value) for name, value in said if name in _COMMON or name.startswith(_SDKS)]
         else:
             mine = any(name in CREDENTIALS and value.removeprefix("Bearer ") == self.api_key for name, value in said)
@@ -147,8 +157,8 @@ def _address(base_url: object) -> None:
     parts = _split(base_url)
     if parts is None or parts.scheme not in ("https", "http") or not parts.hostname:
         raise InvalidArgument("base_url of a Fallback must be an address, as https://api.openai.com/v1")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise InvalidArgument("base_url of a Fallback must have neither a user, nor a query, nor a fragment")
+    if parts.username is not None or parts.fragment:
+        raise InvalidArgument("base_url of a Fallback must have neither a user nor a fragment")
     path = parts.path.rstrip("/")
     if any(path.endswith(ending) for ending in PATHS.values()):
         raise InvalidArgument(
@@ -174,6 +184,11 @@ def _split(base_url: object) -> SplitResult | None:
     except ValueError:
         return None
     return parts
+
+
+def _stranger(url: Any, first: Any) -> bool:
+    """Whether it is at another address than who was asked first: nothing that may be a secret is for it."""
+    return (url.scheme, url.host, _port(url)) != (first.scheme, first.host, _port(first))
 
 
 def _port(url: Any) -> int | None:

@@ -10,8 +10,10 @@ away, settling is tried again for SETTLE_FOR; then the hold runs out at its leas
 """
 
 import asyncio
+import zlib
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 from .. import replies
@@ -32,8 +34,9 @@ _LEASE: Final = 60.0
 """Seconds; renewed while the call lasts."""
 _GRACE: Final = 1.0
 """Seconds: a pause that is over so soon is waited for in any case. An SDK comes back at the moment it was told."""
-_MOST_BREAKERS: Final = 500
-"""Of this process, by model; further models share their provider's."""
+_LONGEST: Final = 128
+"""Characters of a breaker's name."""
+_MOST_NAMES: Final = 1000
 _MOST_UNPRICED: Final = 1000
 """Models that are spoken of."""
 _PAUSED: Final = CoolingDown.code
@@ -73,9 +76,10 @@ class Gate:
         self._limiter = limiter
         self._breakers = breakers
         self._settings = settings
-        self._known: dict[tuple[str, str], Breaker] = {}
         self._inside: set[Passed] = set()
         self._working: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        """Of calls that nobody waits for any more, and that are not over yet."""
         self._unpriced: set[tuple[str, str]] = set()
         self._closing = False
 
@@ -182,13 +186,7 @@ class Gate:
                 await pauses.wait(asked.where, model, key, timeout=max(until - self._clock.monotonic(), _GRACE))
 
     def _breaker(self, asked: Asked) -> Breaker:
-        found = self._known.get((asked.where, asked.model))
-        if found is None:
-            full = len(self._known) >= _MOST_BREAKERS
-            found = self._breakers().breaker(_named(asked.where if full else f"{asked.where}/{asked.model}"))
-            if not full:
-                self._known[asked.where, asked.model] = found
-        return found
+        return self._breakers().breaker(_named(f"{asked.where}/{asked.model}"))
 
     # afterwards
     def left(self, passed: "Passed", held: PendingReservation | None, spent: Spent) -> None:
@@ -222,19 +220,25 @@ class Gate:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def aside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Ends calls that nobody waits for any more: they are settled when it is over."""
+        self._later(work, self._ending)
+
+    def _later(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]] | None = None) -> None:
+        among = self._working if among is None else among
         try:
             task = asyncio.get_running_loop().create_task(work, name="observatory LLM call")
         except RuntimeError:  # a stream that was thrown away after its loop had ended
             work.close()
             return
-        self._working.add(task)
-        task.add_done_callback(self._working.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     async def settled(self) -> None:
         """What was to be settled when it was called is settled, or given up."""
-        if self._working:
-            await asyncio.wait(tuple(self._working))
+        for among in (self._ending, self._working):
+            if among:
+                await asyncio.wait(tuple(among))
 
     async def aclose(self) -> None:
         """Calls that are still under way are settled with their estimates: what they use comes too late to be told."""
@@ -242,8 +246,8 @@ class Gate:
         try:
             for passed in tuple(self._inside):
                 passed.leave(None, "estimate")
-            if self._working:
-                _, late = await asyncio.wait(self._working, timeout=_CLOSE_WITHIN)
+            if working := self._working | self._ending:
+                _, late = await asyncio.wait(working, timeout=_CLOSE_WITHIN)
                 for task in late:
                     task.cancel()
         finally:
@@ -251,7 +255,7 @@ class Gate:
 
     def forget(self) -> None:
         """A forked child: what is held is the parent's."""
-        self._inside, self._working = set(), set()
+        self._inside, self._working, self._ending = set(), set(), set()
 
 
 class Passed:
@@ -306,7 +310,9 @@ def _of(held: Reservation, spent: Mapping[Unit, Amount] | str) -> Mapping[Unit, 
     return {unit: spent[unit] for unit in {one.shape.unit for one in held.wanted} if unit in spent}
 
 
+@lru_cache(_MOST_NAMES)
 def _named(name: str) -> str:
-    """As a breaker may be called."""
-    said = "".join(one if one.isascii() and (one.isalnum() or one in "_./:-") else "_" for one in name[:128])
-    return said if said[:1].isalnum() else f"x{said[:127]}"
+    """As a breaker may be called; two that are cut are not one."""
+    said = "".join(one if one.isascii() and (one.isalnum() or one in "_./:-") else "_" for one in name)
+    said = said if said[:1].isalnum() else f"x{said}"
+    return said if len(said) <= _LONGEST else f"{said[: _LONGEST - 9]}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"

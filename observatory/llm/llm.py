@@ -235,7 +235,7 @@ class LLM:
             bound.checked(dimensions),
             None if wait is None else units.seconds(wait, "wait"),
             (lambda: self._kept(policy)) if policy else None,
-            Tries(others, hedge, self._desk.retries) if others or hedge is not None else None,
+            Tries(others, hedge, self._desk.retries, self._desk.gate.aside) if others or hedge is not None else None,
         )
         made = transport_class(lib.__name__)
         return lambda inner: made(inner, self._desk, way)

@@ -85,6 +85,8 @@ class Retries:
         mine = next((one for one in promised if one.habits is habits), None)
         if mine is not None:
             promised.remove(mine)
+            if not promised:
+                del self._promised[where]
         elif not await self._spend(where):
             return False
         self._count(where, "retried")
@@ -104,16 +106,26 @@ class Retries:
             return True
         if attempt >= habits.last or habits.lapsed >= _LAPSED:
             return True
-        promised = self._promised.setdefault(where, [])
-        if not self._lapsed(promised):
+        promised = self._promised.get(where, [])
+        lapsed = self._lapsed(promised)
+        if not promised:
+            self._promised.pop(where, None)
+        if not lapsed:
             unproven = not habits.comes and sum(one.habits is habits for one in promised) >= _UNPROVEN
             if unproven or not await self._spend(where):
                 return False
         asked = replies.wait(said) or 0.0
         wait = max(asked if asked <= _LONGEST else 0.0, min(_FIRST * 2**attempt, _BACKOFF))
-        if len(promised) < _MOST:
-            promised.append(_Promise(self.clock.monotonic(), monotonic() + wait + _LATE, habits))
+        self._promise(where, _Promise(self.clock.monotonic(), monotonic() + wait + _LATE, habits))
         return True
+
+    def _promise(self, where: str, one: _Promise) -> None:
+        promised = self._promised.pop(where, [])  # whoever was promised something last is last
+        if len(promised) < _MOST:
+            promised.append(one)
+        self._promised[where] = promised
+        if len(self._promised) > _MOST:  # if they come all the same, they are asked for then
+            del self._promised[next(iter(self._promised))]
 
     async def _spend(self, where: str) -> bool:
         if await self._budget().take(self._budget().account(f"llm:{where}")):

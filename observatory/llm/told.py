@@ -145,8 +145,8 @@ def _trace(call: Subject, span: Span, ended: Ended, record: Record, tracing: Tra
     said = conventions.answered(call.provider, ended.reading)
     said.update((name, value) for name, value in beside.items() if value is not None)
     span.set_attributes(said)
-    if call.content is not None and call.status is not None and not call.refused_by:
-        tracing.content(span, "gen_ai.output.messages", answered(call.content, ended.reading.finish_reasons))
+    if call.content is not None and (messages := answered(call.content, ended.reading.finish_reasons)):
+        tracing.content(span, "gen_ai.output.messages", messages)
     if record.cost_usd is not None:
         tracing.spent(span, record.cost_usd)
     if isinstance(ended.error, Exception):

@@ -14,6 +14,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
+from ..clock import monotonic
 from ..envelope import new_id
 from ..errors import ObservatoryError, RetryBudgetExceeded
 from ..names import HTTP_SECONDS
@@ -152,7 +153,7 @@ class GuardedTransport:
 
     # by way of the answer cache
     async def _kept(self, call: Recognised, request: Any, answers: Answers, spared: bool) -> Any:
-        ours = False
+        ours, asked_at = False, monotonic()
 
         async def send(headers: Headers) -> Upstream:
             nonlocal ours
@@ -176,7 +177,7 @@ class GuardedTransport:
         except ObservatoryError as error:
             return self._response(refused(error, call.endpoint, waited=False))
         if reply.cached in ("hit", "shared"):
-            exchange = Exchange(self._desk, call, self._way.dimensions)
+            exchange = Exchange(self._desk, call, self._way.dimensions, ago=monotonic() - asked_at)
             exchange.cached = True
             headers = self._lib.Headers(reply.headers)
             exchange.answering(reply.status, headers)

@@ -1,12 +1,13 @@
 """Which tries a call has: one after the other at its fallbacks, and two at a time where the first says nothing for long.
 
 Each is a call of its own: let in, sent, settled, told. What is handed on is the first response that is good; else that of the
-last one that was sent; else, where nobody was let in, the refusal of the first. All the others are closed by then, however it
-ends. Once a response is handed on there are no more: not a byte of one answer may be followed by another's.
+last one that was sent; else, where nobody was let in, the refusal of the first. The failures before it are closed by then,
+however it ends; the slower of two is closed beside the caller's path, which never waits for that. Once a response is handed on
+there are no more: not a byte of one answer may be followed by another's.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +51,8 @@ class NotMade(Exception):
 
 
 Ready = Callable[[], Awaitable[None]]
+Aside = Callable[[Coroutine[Any, Any, None]], None]
+"""Does something that nobody waits for but who closes everything."""
 Once = Callable[[Try, float, Ready], Awaitable[Any]]
 """Makes one try: its response. Seconds in line; what is awaited when it is let in, before it is sent. NotMade: it was not."""
 
@@ -57,10 +60,11 @@ Once = Callable[[Try, float, Ready], Awaitable[Any]]
 class Tries:
     """Of one client. hedge_after: seconds without a head, after which a call is sent once more."""
 
-    def __init__(self, fallbacks: Sequence[Fallback], hedge_after: float | None, retries: Retries) -> None:
+    def __init__(self, fallbacks: Sequence[Fallback], hedge_after: float | None, retries: Retries, aside: Aside) -> None:
         self.fallbacks = tuple(fallbacks)
         self.hedge_after = hedge_after
         self.retries = retries
+        self.aside = aside
         self._told = False
         self.poor = frozenset(status for one in fallbacks for status in one.when) if fallbacks else frozenset(WHEN)
 
@@ -69,7 +73,7 @@ class Tries:
         found = [(at, one) for at, one in enumerate(self.fallbacks, 1) if one.serves(call.endpoint)]
         if len(found) < len(self.fallbacks) and not self._told:
             self._told = True
-            left = ", ".join(one.base_url for one in self.fallbacks if not one.serves(call.endpoint))
+            left = ", ".join(one.base_url.partition("?")[0] for one in self.fallbacks if not one.serves(call.endpoint))
             INTERNAL.warning("no fallback for calls of %s: %s speaks another protocol", call.provider, left)
         return found
 
@@ -177,20 +181,32 @@ class _Course:
             until: set[asyncio.Future[Any]] = {first, sent}
             await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({first}, timeout=self._tries.hedge_after)
-            if not first.done() and await self._tries.retries.hedge(self._first.call.where) and not first.done():
+            if not first.done() and await self._may(first):
                 self._hedges = False
                 turns.append(Turn(hedged=True))
                 racing.append(loop.create_task(self._hedged(one, turns[1]), name="observatory LLM call"))
             winner = await self._best(racing)
         finally:
+            # Nothing may be awaited from here on: a caller who is cancelled then would lose the winner's connection.
             sent.cancel()
             losers = [task for task in racing if task is not winner]
             for task, turn in zip(racing, turns, strict=True):
                 turn.outrun = winner is not None and task is not winner
             if losers:
-                # Also where the caller is cancelled once more meanwhile.
-                await asyncio.shield(loop.create_task(_ended(losers), name="observatory LLM call"))
+                for task in losers:
+                    task.cancel()
+                self._tries.aside(_ended(losers))
         return winner.result()
+
+    async def _may(self, first: asyncio.Task[Made]) -> bool:
+        """Whether the fleet can afford a second try, of a call whose first says nothing still."""
+        retries, where = self._tries.retries, self._first.call.where
+        asking = asyncio.get_running_loop().create_task(retries.hedge(where), name="observatory LLM call")
+        try:
+            await asyncio.wait({first, asking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asking.cancel()
+        return not first.done() and asking.result()
 
     async def _best(self, racing: Sequence[asyncio.Task[Made]]) -> asyncio.Task[Made]:
         pending = set(racing)
@@ -231,8 +247,7 @@ def _came(task: asyncio.Task[Made]) -> Made | None:
 
 
 async def _ended(losers: Sequence[asyncio.Task[Made]]) -> None:
-    for task in losers:
-        task.cancel()
+    """They were cancelled; an answer that came all the same is nobody's."""
     await asyncio.wait(losers)
     for task in losers:
         if (made := _came(task)) is not None:

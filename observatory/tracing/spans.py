@@ -1,6 +1,7 @@
 """OpenTelemetry spans with W3C context in and out. The SDK is loaded only when a span is asked for."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from traceback import format_exception
@@ -146,10 +147,13 @@ class Tracing:
             if token is not None:
                 context.detach(token)
 
-    def started(self, name: str, attributes: Mapping[str, Any] | None = None, *, kind: Kind = "internal") -> Span:
-        """A span that somebody else makes the current one, and ends."""
+    def started(
+        self, name: str, attributes: Mapping[str, Any] | None = None, *, kind: Kind = "internal", ago: float = 0.0
+    ) -> Span:
+        """A span that somebody else makes the current one, and ends. ago: seconds since it began."""
         said = {**dimensions.current(), **(attributes or {})}
-        return self._get().start_span(name, kind=SpanKind[kind.upper()], attributes=said)
+        began_ns = time.time_ns() - int(ago * 1e9) if ago else None
+        return self._get().start_span(name, kind=SpanKind[kind.upper()], attributes=said, start_time=began_ns)
 
     def content(self, span: Span, attribute: str, plain: Any) -> None:
         """What was asked or answered, redacted, as JSON."""

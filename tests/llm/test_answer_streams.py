@@ -5,12 +5,15 @@ import statistics
 from collections.abc import AsyncIterator
 from typing import Any
 
-from observatory import AnswerCache, Observatory
+import pytest
+
+from observatory import AnswerCache, AnswerInterrupted, Observatory
 from observatory.clock import monotonic
+from observatory.llm.answers.run import Head, Pulse, Reader, Run
 from tests.conftest import Open
 from tests.llm.conftest import Connect
 from tests.llm.fleet import Gate, said, until
-from tests.llm.provider import Provider, body_of, question
+from tests.llm.provider import Provider, Said, body_of, question
 
 
 async def test_followers_are_close_behind(opening: Open, connect: Connect, there: Provider) -> None:
@@ -132,3 +135,40 @@ async def test_two_clients_of_one_process(obs: Observatory, connect: Connect, th
     (_, first), (_, second) = await asyncio.gather(*reading)
     assert first == second
     assert len(there.asked) == 1
+
+
+@pytest.mark.parametrize(("limit", "size"), [(1, 20), (100, 20), (20_000, 65_536), (100_000, 65_536)])
+async def test_a_stream_that_is_too_long_from_its_beginning(
+    obs: Observatory, connect: Connect, there: Provider, monkeypatch: pytest.MonkeyPatch, limit: int, size: int
+) -> None:
+    """More than may be kept has come before anybody begins to read: every reader has it all, and in order."""
+    monkeypatch.setattr(obs.caches, "max_value", limit)
+    body = b"".join(b"data: %07d\n\n" % number for number in range(40_000))
+    there.says = lambda asked, number: Said(
+        200, {"content-type": "text/event-stream"}, [body[start : start + size] for start in range(0, 60 * size, size)]
+    )
+    client = connect(obs)
+    replies = await asyncio.gather(*(client.ask(question(stream=True)) for _ in range(3)))
+    bodies = await asyncio.gather(*(body_of(reply) for reply in replies))
+    assert set(bodies) == {body[: 60 * size]}
+    assert "miss" in [reply.cached for reply in replies]
+
+
+async def test_what_is_gone_is_not_replaced_by_what_is_there() -> None:
+    """Nothing goes before the first reader is there; who comes when the beginning is gone is told so."""
+    run = Run("a", Pulse(), limit=10, bounded=True, own=True)
+    run.begin(Head(200, (), ()))
+    for number in range(2):
+        run.add(b"%d" % number * 20, 0)
+        await run.room()
+    reader = Reader(run)
+    assert [await reader.next() for _ in range(2)] == [b"0" * 20, b"1" * 20]
+    for number in range(2, 5):
+        run.add(b"%d" % number * 20, 0)
+        await run.room()
+        assert await reader.next() == b"%d" % number * 20
+    await run.room()
+    with pytest.raises(AnswerInterrupted, match="beginning"):
+        await Reader(run).next()
+    run.add(b"more", 0)
+    assert await reader.next() == b"more"

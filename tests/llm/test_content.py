@@ -1,13 +1,21 @@
 """Prompts and answers on spans: where they are asked for, and nowhere else."""
 
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 from observatory import Observatory
-from observatory.llm.content import MOST
+from observatory.llm.content import MOST, Texts, asked
+from observatory.llm.exchange import Exchange
+from observatory.llm.told import Turn
+from observatory.llm.tries import Try
+from observatory.llm.wire import recognise
 from observatory.settings import Settings
 from tests.conftest import Open
 from tests.llm.observed import Spans
@@ -106,3 +114,68 @@ def test_by_the_standard_variable() -> None:
     for value, wanted in (("true", "on"), ("SPAN_ONLY", "on"), ("false", "off"), ("EVENT_ONLY", "off")):
         environ = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": value}
         assert Settings.load(None, environ=environ).llm.capture_content == wanted
+
+
+async def test_nothing_was_said(capturing: Observatory, there: Provider) -> None:
+    """Of embeddings there is no answer to show, and no error either."""
+    body = [json.dumps({"data": [{"embedding": [0.1]}], "usage": {"prompt_tokens": 1, "total_tokens": 1}}).encode()]
+    found = await said(capturing, there, body, DOCUMENT, "/embeddings", messages=None, input="a text")
+    assert found.keys() == {"gen_ai.input.messages"}
+
+
+def test_arguments_of_tools_are_json() -> None:
+    """Cut before they are written out whole, however many there are."""
+
+    def arguments(given: Any) -> Any:
+        call = {"type": "tool_use", "id": "t", "name": "f", "input": given}
+        (turn,) = asked({"messages": [{"role": "assistant", "content": [call]}]})["gen_ai.input.messages"]
+        return turn["parts"][0].get("arguments")
+
+    assert json.loads(arguments({"a": "it's", "b": [1, None, True]})) == {"a": "it's", "b": [1, None, True]}
+    assert arguments('{"a": 1}') == '{"a": 1}'
+    assert arguments(None) is None
+    long = [{"a": number} for number in range(300_000)]
+    tracemalloc.start()
+    try:
+        written = arguments(long)
+        assert tracemalloc.get_traced_memory()[1] < 20 * MOST
+    finally:
+        tracemalloc.stop()
+    assert len(written) == MOST - 1 + len(" …")
+
+
+def test_a_long_stream_is_not_kept_in_pieces() -> None:
+    texts = Texts()
+    tracemalloc.start()
+    try:
+        for number in range(100_000):
+            texts.add(f"tok{number % 1000} ")
+        assert tracemalloc.get_traced_memory()[0] < 2 * MOST
+    finally:
+        tracemalloc.stop()
+    assert str(texts).startswith("tok0 tok1 ")
+    assert len(str(texts)) == MOST + len(" …")
+
+
+async def test_what_nobody_records_is_not_collected(opening: Open) -> None:
+    """A span that its sampler has left out."""
+    for ratio in (0.0, 1.0):
+        obs = await opening(settings=Settings.load(None, environ={}, llm_capture_content="on"))
+        obs.tracing._tracer = TracerProvider(sampler=TraceIdRatioBased(ratio)).get_tracer("test")
+        call = recognise("POST", "https://api.openai.com/v1/embeddings", [], lambda: b'{"input": "a"}')
+        assert call is not None
+        exchange = Exchange(obs._desk, call, {})
+        assert (exchange.content is not None) == bool(ratio)
+        exchange.closed()
+
+
+def test_the_prompt_is_in_no_text_of_a_call() -> None:
+    body = json.dumps(ASKED).encode()
+    url = "https://api.openai.com/v1/chat/completions"
+    call = recognise("POST", url, [("authorization", f"Bearer {KEY}")], lambda: body)
+    assert call is not None
+    request = httpx2.Request("POST", url, content=body, headers={"authorization": f"Bearer {KEY}"})
+    for text in (repr(call), str(call), repr(Try(call, request, Turn())), f"{list(call.__rich_repr__())}"):
+        assert "Be brief" not in text
+        assert KEY not in text
+        assert "gpt-4o" in text

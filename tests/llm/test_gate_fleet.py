@@ -306,7 +306,7 @@ async def test_a_retry_that_does_not_come_is_anothers(opening: Open, there: Prov
             with pytest.raises(openai.InternalServerError):
                 await asking(client)
             assert len(there.requests) == made + (client is twice)
-            (promise, *_) = obs._desk.retries._promised["openai"] or (None,)
+            (promise, *_) = obs._desk.retries._promised.get("openai") or (None,)
             await until(lambda promise=promise: promise is None or promise.until < monotonic(), "it is over")  # type: ignore[misc]
 
 

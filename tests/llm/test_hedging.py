@@ -4,11 +4,13 @@ import asyncio
 import random
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from opentelemetry.trace import StatusCode
 
 from observatory import Limit, Metric, Observatory, Settings
+from observatory.features.retry.budget import Account
 from tests.llm import tried
 from tests.llm.observed import Spans, closing, total
 from tests.llm.replay import Provider, Request
@@ -67,9 +69,9 @@ async def test_the_same_provider_is_asked_once_more(obs: Observatory, three: Thr
             await held.came(2)
             held.let(winner)
             assert (await task).choices[0].message.content == "yes"
-        await quiet(client)
+            await quiet(client)
         held.let()
-        outrun, won = calls
+        outrun, won = sorted(calls, key=lambda call: call.error or "z")
         assert (outrun.error, outrun.usage, outrun.hedged, outrun.status) == ("outrun", None, winner == 0, None)
         assert (won.error, won.usage.total_tokens if won.usage else 0, won.hedged) == (None, 18, winner == 1)
     one, two = first.requests
@@ -94,7 +96,7 @@ async def test_the_first_fallback_that_is_let_in_is_hedged_to(obs: Observatory, 
     async with closing(client := sdk(obs, first, hedge_after=SOON, wait=20, fallbacks=options)):
         with obs.llm.collect() as calls:
             assert (await asked(client)).choices[0].message.content == "from the third"
-        await quiet(client)
+            await quiet(client)
         held.let()
     told = {(call.provider, call.fallback, call.hedged, call.refused_by or call.error) for call in calls}
     assert told == {("first", 0, False, "outrun"), ("second", 1, True, "none"), ("third", 2, True, None)}
@@ -220,3 +222,103 @@ async def test_a_connection_that_breaks_while_the_hedge_is_under_way(obs: Observ
             await asked(client)
         await quiet(client)
     await used(obs, "first")
+
+
+class Reluctant(httpx2.AsyncHTTPTransport):
+    """Whose requests are long in ending, once they are cancelled."""
+
+    ends = asyncio.Event()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            return await super().handle_async_request(request)
+        except asyncio.CancelledError:
+            await self.ends.wait()
+            raise
+
+
+async def test_nobody_waits_for_the_slower_one_to_end(obs: Observatory, three: Three) -> None:
+    first, second, _ = three
+    held = Held(first)
+    inner = Reluctant()
+    inner.ends = asyncio.Event()
+    async with closing(client := sdk(obs, first, transport=inner, hedge_after=SOON, fallbacks=[fallback(second)])):
+        async with asyncio.timeout(20):
+            assert (await asked(client)).choices[0].message.content == "yes"
+        assert tasks() >= 1, "the other is under way still"
+        settled = asyncio.create_task(obs.llm.settled())
+        await asyncio.sleep(SOON)
+        assert not settled.done(), "and what it holds is not given up for settled"
+        inner.ends.set()
+        await settled
+        assert not obs._desk.gate._inside
+        await quiet(client)
+        held.let()
+    assert (await used(obs, "first"))[0] == 1
+    assert await used(obs, "second") == ONE
+
+
+async def test_cancelled_at_any_moment_no_connection_is_lost(opening: Any, three: Three) -> None:
+    """A few steps of the loop more each time, from where the hedge is answered: a connection is the caller's, or closed."""
+    obs = await opening(settings=Settings().replace(retry_budget=1, retry_budget_reserve=1000))
+    first, second, _ = three
+    held, also = Held(first), Held(second)
+    second.says = lambda _: stream("a")
+    options: dict[str, Any] = {"hedge_after": 0.001, "fallbacks": [fallback(second)]}
+    other = obs.llm.http_client(provider="first", trust_env=False, **options)
+    question = {"model": "m-1", "stream": True, "messages": []}
+    got = 0
+    async with closing(client := sdk(obs, first, **options)):
+        client._client = other
+        for steps in range(60):
+            request = other.build_request("POST", f"{first.url}/v1/chat/completions", json=question)
+            task = asyncio.create_task(other.send(request, stream=True))
+            await also.came(steps + 1)
+            also.let(steps)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if steps == 59:
+                await asyncio.wait({task})
+            task.cancel()
+            (done,), _ = await asyncio.wait({task})
+            if not done.cancelled():
+                got += 1
+                await done.result().aclose()
+            await quiet(client)
+        await other.aclose()
+        held.let()
+    assert 0 < got < 60, "before, and after"
+
+
+async def test_an_answer_does_not_wait_for_the_budget(obs: Observatory, three: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while the budget is asked is handed on; the retry that is granted for nothing is the next one's."""
+    first, _, _ = three
+    held = Held(first)
+    budget = obs.retry_budget
+    asked_for, answers, told, real = asyncio.Event(), asyncio.Event(), list[int](), budget._told
+
+    async def slowly(account: Account, want: int) -> int:
+        if want:
+            asked_for.set()
+            await answers.wait()
+            told.append(want)
+        return await real(account, want)
+
+    monkeypatch.setattr(budget, "_told", slowly)
+    async with closing(client := sdk(obs, first, hedge_after=SOON)):
+        task = asyncio.create_task(asked(client))
+        await asked_for.wait()
+        held.let(0)
+        async with asyncio.timeout(20):
+            await task
+        answers.set()
+        await quiet(client)
+        await until(lambda: told, "the budget answers")
+        await until(lambda: budget.account("llm:first").unused, "nobody takes it")
+        task = asyncio.create_task(asked(client))
+        await held.came(3)
+        held.let()
+        await task
+        await quiet(client)
+    assert told == [1], "asked once"
+    assert len(first.requests) == 3

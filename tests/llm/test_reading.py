@@ -31,7 +31,7 @@ def read(
     reader = Reader(endpoint, status, kind, encoding)
     for index, chunk in enumerate(chunks):
         reader.feed(chunk, float(index))
-    return reader.end(**{"estimate": 10, **end})
+    return reader.end(**{"estimate": lambda: 10, **end})
 
 
 def facts(one: Reading) -> tuple[Any, ...]:
@@ -188,7 +188,7 @@ def test_what_reads_the_answer_may_count_it_too() -> None:
         reader = Reader("chat", 200, SSE, tokenizer=tokenizer)
         for chunk in chat(*[CHAT[1]] * 4, CHAT[2]):
             reader.feed(chunk, 0.0)
-        usage = reader.end(estimate=1).usage
+        usage = reader.end(estimate=lambda: 1).usage
         assert usage is not None
         assert usage.output_tokens == tokens
 

@@ -90,6 +90,11 @@ class Breaker:
         """As far as this process knows; asks nobody."""
         return self._machine.view(self._now_us()).state
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing would be lost without it: it lets every call through, and the fleet knows all that it does."""
+        return not (self._calls or self._outcomes or self._asking) and self.state != "open"
+
     # around calls
     async def execute(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call, if the breaker lets it through."""

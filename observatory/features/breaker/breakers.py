@@ -6,8 +6,10 @@ by the server (store/watch.py), and looked for every second in any case.
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -29,6 +31,10 @@ _SOON = 0.02
 """Seconds between two reports of failures at least."""
 _PAUSE = 0.25
 _MOST_LISTED = 1000
+MOST = 500
+"""That a process remembers, beside those that its program holds: a model's name is anybody's to invent."""
+_LOOKED_THROUGH = 8
+"""For one that may be forgotten, when a new one comes."""
 
 
 class Recording(Protocol):
@@ -55,7 +61,8 @@ class BreakerReport(msgspec.Struct, frozen=True):
 
 
 class Breakers:
-    """Made when first asked for; one of each name."""
+    """Made when first asked for; one of each name. Beyond MOST those are forgotten that nobody has used for longest: never one
+    that is open, has something to tell, or is somebody's still."""
 
     def __init__(
         self,
@@ -69,7 +76,9 @@ class Breakers:
         self.clock = clock
         self._metrics = metrics
         self._settings, self._layer = settings, layer
-        self._breakers: dict[str, Breaker] = {}
+        self._breakers: WeakValueDictionary[str, Breaker] = WeakValueDictionary()
+        self._lately: dict[str, Breaker] = {}
+        """What keeps them: who was used last is last."""
         self._used: asyncio.Event | None = None
         self._urgent: asyncio.Event | None = None
         self._anew: asyncio.Event | None = None
@@ -80,13 +89,24 @@ class Breakers:
     # which there are
     def breaker(self, name: str) -> Breaker:
         """The one of this name. InvalidArgument: not a name."""
-        found = self._breakers.get(name)
+        found = self._lately.pop(name, None) or self._breakers.get(name)
         if found is None:
             found = Breaker(names.breaker_name(name), self._terms(name), self)
             self._breakers[name] = found
             self._seen = ""  # of this one nothing is known
             self._begin()
+        self._lately[name] = found
+        if len(self._lately) > MOST:
+            self._forget_some()
         return found
+
+    def _forget_some(self) -> None:
+        for name in tuple(itertools.islice(self._lately, _LOOKED_THROUGH)):
+            one = self._lately.pop(name)
+            if not one.idle:  # not now: it takes its turn once more
+                self._lately[name] = one
+            elif len(self._lately) <= MOST:
+                return
 
     def use(self, settings: Mapping[str, BreakerSettings], layer: str = "") -> None:
         """layer: where they were read. ConfigurationError names it, the breaker and the field."""
@@ -96,7 +116,7 @@ class Breakers:
     def _use_all(self) -> None:
         for name in self._settings:
             self._terms(name)
-        for name, breaker in self._breakers.items():
+        for name, breaker in list(self._breakers.items()):
             breaker.use(self._terms(name))
 
     def _terms(self, name: str) -> Terms:
@@ -134,6 +154,7 @@ class Breakers:
 
     def soon(self, breaker: Breaker, /) -> None:
         """It has something to tell that should not wait for the next round."""
+        self._lately.setdefault(breaker.name, breaker)  # also where it was forgotten, and its caller leaves now
         if self._urgent is not None:
             self._urgent.set()
 
@@ -182,7 +203,7 @@ class Breakers:
 
     async def flush(self) -> None:
         """What was counted is told. StoreError: each goes on by itself; what was counted is not told again."""
-        told = [self._tell(breaker, batches) for breaker in self._breakers.values() if (batches := breaker.take())]
+        told = [self._tell(breaker, batches) for breaker in list(self._breakers.values()) if (batches := breaker.take())]
         if not told:
             return
         failed = [error for error in await asyncio.gather(*told, return_exceptions=True) if error is not None]
@@ -237,21 +258,22 @@ class Breakers:
             return
         self.pauses.adopt(said.pauses, asked_at)
         for name, view in zip(found, said.views, strict=True):
-            self._breakers[name].adopt(view, asked_at)
+            if (breaker := self._breakers.get(name)) is not None:
+                breaker.adopt(view, asked_at)
 
     def forget(self) -> None:
         """A forked child knows what its parent knew, and has counted nothing."""
         self._used = self._urgent = self._anew = None
         self._seen = ""
         self.pauses.forget()
-        for breaker in self._breakers.values():
+        for breaker in list(self._breakers.values()):
             breaker.forget()
 
     def afresh(self) -> None:
         """Another store, another clock: nothing is known of any."""
         self.forget()
         self.pauses.afresh()
-        for breaker in self._breakers.values():
+        for breaker in list(self._breakers.values()):
             breaker.afresh()
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from ... import dimensions, replies, units
 from ...clock import RoomClock, monotonic
 from ...errors import CoolingDown, NotOpen, StoreError, StoreUnavailable
+from ...keys import Keys
 from ...logs import INTERNAL
 from ...names import PAUSES
 from ...store.store import Store
@@ -20,6 +21,7 @@ from . import calls
 
 MOST = 5000
 """Pauses of one namespace at a time; beyond, those that end soonest are forgotten."""
+_MOST_DIGESTS = 4096
 _LONGEST = 3600.0
 """Seconds: whoever asks for more is asked again after this."""
 _SLACK = 0.1
@@ -46,6 +48,9 @@ class Pauses:
         self._ends: dict[str, float] = {}
         self._untold: dict[str, float] = {}
         """Those that the fleet has not heard of, since the store was away."""
+        self._keys: Keys | None = None
+        self._digests: dict[tuple[str, str, str], str] = {}
+        """By whom they are of; never by a key itself."""
         self._changed_at = 0.0
         self._changed: asyncio.Event | None = None
         self.used = False
@@ -163,6 +168,12 @@ class Pauses:
         """The digest; before the namespace is known, one that holds in this process only."""
         key = dimensions.key_of(key) if key else ""
         try:
-            return self._store().keys.paused(provider, model, key)
+            keys = self._store().keys
         except (StoreUnavailable, NotOpen):
             return f"?{hash((provider, model, key)):x}"
+        if keys is not self._keys or len(self._digests) >= _MOST_DIGESTS:
+            self._keys, self._digests = keys, {}
+        found = self._digests.get((provider, model, key))
+        if found is None:
+            found = self._digests[provider, model, key] = keys.paused(provider, model, key)
+        return found

@@ -23,6 +23,7 @@ WINDOW = 10.0
 _SLICES = 10
 _DENIED_FOR = 0.05
 """Seconds for which a refusal is remembered: a storm asks twenty times a second."""
+_MOST_UNUSED = 100
 _MOST_NAMES = 1000
 """Of one process; further ones share one."""
 _OTHERS = "others"
@@ -37,7 +38,7 @@ def _exchange(
 class Account:
     """Of one name, in this process."""
 
-    __slots__ = ("asking", "calls", "denied_until", "name", "slices", "waiting")
+    __slots__ = ("asking", "calls", "denied_until", "name", "slices", "unused", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -46,6 +47,8 @@ class Account:
         self.waiting: list[asyncio.Future[bool]] = []
         self.asking: asyncio.Task[None] | None = None
         self.denied_until = 0.0
+        self.unused: list[float] = []
+        """When retries were granted to somebody who had left by then: the next ones need not ask."""
         self.slices: dict[int, list[int]] = {}
         """Own calls and retries, by tenths of the window."""
 
@@ -94,6 +97,9 @@ class RetryBudget:
 
     async def take(self, account: Account) -> bool:
         """Whether one retry more is within the budget; it is spent then. Never raises for a store that is away."""
+        while account.unused:
+            if self.clock.monotonic() - account.unused.pop() < WINDOW:
+                return True
         if self.clock.monotonic() < account.denied_until:
             return False
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -111,9 +117,11 @@ class RetryBudget:
             finally:
                 if granted < len(waiting):
                     account.denied_until = self.clock.monotonic() + _DENIED_FOR
-                for number, one in enumerate(waiting):
+                for one in waiting:
                     if not one.done():
-                        one.set_result(number < granted)
+                        one.set_result(granted > 0)
+                        granted -= 1
+                account.unused = [*account.unused, *[self.clock.monotonic()] * granted][-_MOST_UNUSED:]
 
     async def _told(self, account: Account, want: int) -> int:
         calls, account.calls = account.calls, 0

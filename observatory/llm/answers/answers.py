@@ -72,6 +72,13 @@ class AnswerCache:
         self.share_streams = share_streams
         self.vary = tuple(vary)
 
+    def __eq__(self, other: object) -> bool:
+        """By what they say: whoever makes a client for each request makes its policy anew too."""
+        return vars(self) == vars(other) if isinstance(other, AnswerCache) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
 
 def _named(by: Sequence[str]) -> str:
     return ".".join((_NAME, *by))

@@ -65,6 +65,8 @@ class Run:
         self.readers: set[Reader] = set()
         self._limit = limit
         self._bounded = bounded
+        self._read = False
+        """Whether anybody has come to read it."""
         self._dropped = 0
         self._held = 0
 
@@ -103,7 +105,8 @@ class Run:
     async def room(self) -> None:
         """Where it is too long to be kept: until its readers have read enough of it."""
         while self._bounded and not self.kept:
-            slowest = min((reader.at for reader in self.readers), default=self._dropped + len(self.chunks))
+            # Before its first reader is there, nothing was read; when the last has left, nobody needs it.
+            slowest = min((reader.at for reader in self.readers), default=self._dropped + len(self.chunks) * self._read)
             for chunk in self.chunks[: slowest - self._dropped]:
                 self._held -= len(chunk)
             del self.chunks[: slowest - self._dropped]
@@ -112,9 +115,15 @@ class Run:
                 return
             await self.pulse.next()
 
+    def attach(self, reader: "Reader") -> None:
+        self._read = True
+        self.readers.add(reader)
+
     def part(self, at: int) -> bytes | None:
-        """The chunk of this number, when it has come."""
+        """The chunk of this number, when it has come. AnswerInterrupted: it is not here any more."""
         index = at - self._dropped
+        if index < 0:  # another chunk in its place would be read as if it were the answer
+            raise interrupted("its beginning is not kept")
         return self.chunks[index] if index < len(self.chunks) else None
 
 
@@ -126,7 +135,7 @@ class Reader:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.at = 0
-        run.readers.add(self)
+        run.attach(self)
 
     async def next(self) -> bytes | None:
         """The next chunk; None: that was all. AnswerInterrupted, or what the call to the provider met."""

@@ -1,6 +1,7 @@
 """What an answer means, whole or event by event, in each of the protocols."""
 
 import re
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -84,16 +85,16 @@ class Listener:
                 self._tokens += approximately(text)
         return self._tokens
 
-    def estimate(self, input_tokens: int) -> None:
+    def estimate(self, input_tokens: Callable[[], int]) -> None:
         """A provider bills what it has said, whoever stopped listening. An event brings a token at least."""
         reading = self.reading
-        if self._status >= 400 or (not reading.deltas and reading.used is None):
+        if self._status >= 400 or (not reading.deltas if reading.used is None else reading.over):
             return
         output = max(self._counted(), reading.deltas)
         if reading.used is None:
-            reading.used = Used(Usage(input_tokens=input_tokens, output_tokens=output))
+            reading.used = Used(Usage(input_tokens=input_tokens(), output_tokens=output))
             reading.estimated = True
-        elif not reading.over and reading.used.usage.output_tokens < output:
+        elif reading.used.usage.output_tokens < output:
             # Anthropic says the input first, and the output last.
             reading.used = msgspec.structs.replace(
                 reading.used, usage=msgspec.structs.replace(reading.used.usage, output_tokens=output)

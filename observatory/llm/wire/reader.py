@@ -1,5 +1,6 @@
 """A response's bytes, read as they pass: nothing is changed, held back or kept."""
 
+from collections.abc import Callable
 from typing import Final
 
 from .decoding import decoder
@@ -77,9 +78,9 @@ class Reader:
                 self._skim.feed(bytes(self._document))
                 self._document = None
 
-    def end(self, *, estimate: int | None = None, cut: bool = False) -> Reading:
-        """All has passed, or (cut) as much of it as will. estimate: tokens of the request, for an answer that does not say what
-        it took; None: that is not guessed."""
+    def end(self, *, estimate: Callable[[], int] | None = None, cut: bool = False) -> Reading:
+        """All has passed, or (cut) as much of it as will. estimate: tokens of the request, asked for an answer that does not
+        say what it took; None: that is not guessed."""
         reading = self.reading
         if self._events is not None:
             self._events.end()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -78,6 +79,16 @@ class Recognised(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer = approximately
     unread: int | None = None
     """Bytes of a request that cannot be looked into (it comes bit by bit, is encoded, too long, no JSON object); 0: unknown."""
+    counted: list[int] = msgspec.field(default_factory=list)
+    """Of all tries of one request: what the tokenizer has said."""
+
+    def __repr__(self) -> str:
+        """Without the request: a prompt is not for whoever reads a log."""
+        said = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({said})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name != "document"]
 
     @property
     def operation(self) -> str:
@@ -89,7 +100,13 @@ class Recognised(msgspec.Struct, frozen=True):
         return f"{self.provider}:{self.host}" if self.provider in _ADDRESSED else self.provider
 
     def input_tokens(self) -> int:
-        """An estimate; 100 KB of text take about 0.1 ms. A tokenizer that fails is not asked again: the default counts."""
+        """An estimate, made once; 100 KB of text take about 0.1 ms. A tokenizer that fails is not asked again: the default
+        counts."""
+        if not self.counted:
+            self.counted.append(self._input_tokens())
+        return self.counted[0]
+
+    def _input_tokens(self) -> int:
         if self.unread is not None:
             return self.unread // BYTES_A_TOKEN
         more = TOOLS if self.endpoint == "messages" and self.document.get("tools") else 0
@@ -163,6 +180,7 @@ def _document(content: bytes | None) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+@lru_cache(1024)
 def provider_of(host: str, *, anthropic: bool = False) -> str:
     """The name that OpenTelemetry has for who answers at a host."""
     found = next((provider for pattern, provider in _KNOWN if pattern.fullmatch(host)), None)
