@@ -15,7 +15,6 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
@@ -30,7 +29,7 @@ from .call import Usage
 from .collecting import blocks
 from .content import Texts, asked
 from .desk import Desk, quietly
-from .facts import NOTHING, facts, spent_of
+from .facts import NOTHING, Via, facts, spent_of
 from .gate import Asked, Passed, Spent, works
 from .outputs import LARGEST
 from .told import OUTRUN, Ended, Turn, tell
@@ -51,17 +50,12 @@ _OURS = frozenset({"PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
 """And of these a provider has no part."""
 
 
-class Via(Protocol):
-    """A transport."""
-
-    closing: bool
-
-
 class Exchange:
     """See the module. turn: which try of a call it is. ago: seconds since it was asked. Not for two threads."""
 
     __slots__ = (
         "_call",
+        "_counted",
         "_done",
         "_expected",
         "_key",
@@ -101,7 +95,8 @@ class Exchange:
         self.provider, self.model, self.operation = call.provider, call.model, call.operation
         self.endpoint, self.tokenizer, self.attempt, self.where = call.endpoint, call.tokenizer, call.attempt, call.where
         self._call: Recognised | None = call
-        """Until it is over: an answer that breaks off does not say what it took."""
+        """Until a stream begins, which may last, or all is over: an answer that breaks off does not say what it took."""
+        self._counted = 0
         self._expected = desk.outputs.expected(call.provider, call.model, call.max_output_tokens)
         self.status: int | None = None
         self.last_at: float | None = None
@@ -137,7 +132,7 @@ class Exchange:
 
     def estimate(self) -> int:
         """Tokens of the request. A tokenizer may take long: only where somebody asks."""
-        return 0 if self._call is None else min(self._call.input_tokens(), LARGEST)
+        return self._counted if self._call is None else min(self._call.input_tokens(), LARGEST)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -183,6 +178,8 @@ class Exchange:
                 self._passed.answered(status, headers)
             kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
             self._reader = Reader(self.endpoint, status, kind, encoding, tokenizer=self.tokenizer, content=self.content)
+            if self._call is not None and self._call.stream:
+                self._counted, self._call = self.estimate(), None
 
     def heard(self, chunk: bytes) -> None:
         """A chunk, as it is on the wire."""

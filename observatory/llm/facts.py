@@ -11,6 +11,12 @@ from .wire import Recognised
 from .wire.used import Used
 
 
+class Via(Protocol):
+    """A transport."""
+
+    closing: bool
+
+
 class Facts(Protocol):
     """What a call is by itself."""
 

@@ -1,6 +1,7 @@
 """What a process holds and does for its calls: no more with every client, no estimate that nobody asks for, true times."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from observatory import AnswerCache, Fallback, Limit, Observatory
 from observatory.features.breaker.pauses import _MOST_DIGESTS
+from observatory.llm.wire import Recognised
 from tests.llm.fleet import until
 from tests.llm.guarded import KEY, PROMPT, asking, document, error, sdk, settled, stream
 from tests.llm.observed import Spans, closing
@@ -80,10 +82,7 @@ async def test_a_tokenizer_is_asked_once_and_only_where_it_matters(obs: Observat
         async with closing(client := sdk(obs, there, **options)):
             for _ in range(2):
                 await asking(client, temperature=0)
-            there.says = lambda _: stream()
-            async for _ in await asking(client, stream=True):
-                pass
-            assert asked == [], "who says what was used, and a hit, need no estimate"
+            assert asked == [], "a document says what was used, and a hit needs no estimate"
             there.says = lambda _: stream(says=False)
             with obs.llm.collect() as calls:
                 async for _ in await asking(client, stream=True):
@@ -113,3 +112,26 @@ async def test_whom_pauses_are_of_is_remembered_and_bounded(obs: Observatory) ->
     held = dict(pauses._digests)
     pauses.left("openai", "m-1", KEY)
     assert pauses._digests == held
+
+
+async def test_a_stream_that_is_open_keeps_no_prompt(obs: Observatory, there: Provider) -> None:
+    """It may last, and its prompt be long: what it may have taken is counted when it begins."""
+    there.says = lambda _: stream(100, 50, says=False)
+    more = asyncio.Event()
+
+    async def gate(number: int) -> None:
+        if number > 2:
+            await more.wait()
+
+    there.gate = gate
+    async with closing(client := sdk(obs, there)):
+        with obs.llm.collect() as calls:
+            answer = await asking(client, stream=True, text="x" * 400_000)
+            await anext(aiter(answer))
+            gc.collect()
+            assert not [one for one in gc.get_objects() if type(one) is Recognised]
+            more.set()
+            async for _ in answer:
+                pass
+    assert calls[0].usage is not None
+    assert calls[0].usage.input_tokens >= 100_000
