@@ -241,9 +241,7 @@ class Lifetime:
                     store.close()
             self._store = self._cache_store = self._background = self.presence = self._unfit = None
             self._examined = False
-            if self._shown is not None:
-                INTERNAL.removeHandler(self._shown)
-                self._shown = None
+            self._hide_own_lines()
 
     async def _last_words(self) -> None:
         settings = self._settings or Settings()
@@ -276,9 +274,14 @@ class Lifetime:
         for store in (self._store, self._cache_store):
             if store is not None:
                 store.abandon()
+        self._hide_own_lines()
+        self._reset()
+
+    def _hide_own_lines(self) -> None:
         if self._shown is not None:
             INTERNAL.removeHandler(self._shown)
-        self._reset()
+            INTERNAL.setLevel(logging.NOTSET)
+            self._shown = None
 
     def after_fork(self) -> None:
         """In a forked child: a process of its own. What was recorded, held or connected before is its parent's."""

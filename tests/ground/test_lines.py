@@ -234,6 +234,8 @@ async def test_lines_of_ours_are_cleaned_and_counted_too(opening: Open, monkeypa
     await obs.flush()
     assert (await obs.metrics.query("observatory_log_lines_repeated_total", "total")).value == 80 + 10
     await obs.aclose()
+    assert (INTERNAL.level, len(INTERNAL.handlers)) == (logging.NOTSET, 1), "as it was before anybody was open"
+    await obs.aclose()
     found = lines(stream)
     assert "hush" not in stream.getvalue()
     own = [line for line in found if line["message"] == "cannot reach redis://u:[redacted]@host"]
