@@ -29,7 +29,7 @@ from .call import Usage
 from .collecting import blocks
 from .content import Texts, asked
 from .desk import Desk, quietly
-from .facts import NOTHING, Via, facts, spent_of
+from .facts import NOTHING, Via, bound_to, facts, spent_of
 from .gate import Asked, Passed, Spent, works
 from .outputs import LARGEST
 from .told import OUTRUN, Ended, Turn, tell
@@ -108,10 +108,7 @@ class Exchange:
         self._passed: Passed | None = None
         self.refused_by: str | None = None
         self._key = call.key or ""
-        known = {**dimensions.current(), **extra}
-        if call.key:
-            known.setdefault("key", call.key)
-        self.known: Mapping[str, str] = known
+        self.known: Mapping[str, str] = bound_to(call, extra)
         self.around = (*blocks(), *desk.everything)
         self._reader: Reader | None = None
         self._done = False

@@ -33,10 +33,15 @@ def facts(call: Facts) -> dict[str, str]:
     return {"provider": call.provider, "model": call.model, "operation": call.operation, "kind": "llm"}
 
 
+def bound_to(call: Recognised, extra: Dimensions) -> dict[str, str]:
+    """The dimensions that are said of a call, and its key's."""
+    key = {"key": call.key} if call.key else {}
+    return {**key, **dimensions.current(), **extra}
+
+
 def known_of(call: Recognised, extra: Dimensions) -> dict[str, str]:
     """All that is known of a call before it begins."""
-    key = {"key": call.key} if call.key else {}
-    return {**key, **dimensions.current(), **extra, **facts(call)}
+    return {**bound_to(call, extra), **facts(call)}
 
 
 def spent_of(used: Used, nano_usd: int | None) -> dict[Unit, Amount]:

@@ -129,7 +129,7 @@ class Gate:
                 self._later(self._settle(held, "nothing"))
             raise
         if let is not None and let.began:
-            # A probe: what it stood in line for is not the provider's slowness.
+            # Begun before it was let in: what it waited for is not the provider's slowness.
             let = let._replace(began=self._clock.monotonic())
         passed = Passed(self, asked, breaker, let, held)
         self._inside.add(passed)

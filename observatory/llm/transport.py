@@ -48,8 +48,8 @@ nothing yet: that is no retry as the fleet's budget counts them."""
 
 _MOVED: Final = "observatory_moved"
 """The extension of a request that was sent elsewhere: it is the same attempt there."""
-_NEARLY: Final = 0.1
-"""Seconds: who has been refused so shortly before his time was over has stood in line for all of it."""
+_NEARLY: Final = 0.8
+"""Who has stood in line for this part of his time has stood there for all of it: the line looks a little before its end."""
 
 
 class Way(NamedTuple):
@@ -211,7 +211,7 @@ class GuardedTransport:
                 await exchange.enter(wait)
             except ObservatoryError as error:
                 exchange.id = new_id()
-                said = refused(error, call.endpoint, waited=0 < wait <= exchange.waited + _NEARLY, call=exchange.id)
+                said = refused(error, call.endpoint, waited=0 < wait * _NEARLY <= exchange.waited, call=exchange.id)
                 exchange.refused(error, said.status)
                 raise NotMade(self._response(said), error) from error
             if ready is not None:

@@ -91,7 +91,7 @@ async def test_what_an_unknown_model_may_say(opening: Open, there: Provider) -> 
     assert held[-1] > 99_000, "and what this model said is the next one"
 
 
-@pytest.mark.parametrize("wait", [0, 0.2])
+@pytest.mark.parametrize("wait", [0, 0.05, 0.2])
 async def test_a_line_that_is_too_long_is_left_to_the_sdk(obs: Observatory, there: Provider, wait: float) -> None:
     """Refused at once, whatever its patience: it has stood in no line, and may come again."""
     obs.rate_limiter.define(Limit("few", 1, per=3, burst=1, match="*"))

@@ -172,9 +172,3 @@ def test_how_much_an_answer_may_be() -> None:
     embeddings = seen("https://api.openai.com/v1/embeddings", {"model": "m"})
     assert embeddings is not None
     assert embeddings.max_output_tokens == 0
-
-
-def test_whether_a_provider_will_say_what_was_used() -> None:
-    assert call_of({}).reports_usage
-    assert not call_of({"stream": True}).reports_usage
-    assert call_of({"stream": True, "stream_options": {"include_usage": True}}).reports_usage

@@ -120,14 +120,6 @@ class Recognised(msgspec.Struct, frozen=True):
         """What the request allows; None where it does not say."""
         return 0 if self.endpoint == "embeddings" else max_output(self.document)
 
-    @property
-    def reports_usage(self) -> bool:
-        """Whether a provider that keeps to the protocol will say what was used."""
-        if not self.stream or self.endpoint not in ("chat", "completions"):
-            return True
-        options = self.document.get("stream_options")
-        return isinstance(options, dict) and options.get("include_usage") is True
-
 
 def recognise(
     method: str,
